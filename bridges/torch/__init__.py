@@ -1,0 +1,96 @@
+"""PyTorch on haian: ``haian.bridges.torch.enable()`` and an unchanged model runs on haian's kernels.
+
+enable() overrides aten's CPU kernels below autograd, leaf overloads only, so autograd works as ever; calls that haian
+does not take go to torch's own kernel and are counted.  It serves host memory.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ...hal.errors import ArgumentError, EnvironmentMissing
+
+try:
+    import torch
+except ModuleNotFoundError as missing:
+    raise EnvironmentMissing("haian.bridges.torch: PyTorch is not installed; pip install 'haian[torch]'") from missing
+
+if not hasattr(torch.library, "get_kernel"):
+    raise EnvironmentMissing(f"haian.bridges.torch: PyTorch {torch.__version__} has no torch.library.get_kernel; needs 2.9 or newer")
+
+from ..common import Hits, Pass  # noqa: E402  torch first: its absence has the clearer error
+from .census import Census  # noqa: E402
+from .overloads import aten_table  # noqa: E402
+
+__all__ = ["Census", "Enabled", "aten_table", "enable"]
+
+
+class Enabled:
+    """What ``enable`` returns: counters, and a context manager that ends the override.
+
+    Attributes:
+        hits: Counter of calls served by haian, by overload ("aten.add.Tensor").
+        passed: Counter of calls of overridden overloads that were left to torch.
+        reasons: Counter of (overload, reason) of those.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        self._count = Hits()
+        self.hits, self.passed, self.reasons = self._count.hits, self._count.passed, self._count.reasons
+        self.names = tuple(names)
+        table = aten_table()
+        self._library = torch.library.Library("aten", "IMPL")
+        for name in names:
+            self._override(name, table[name])
+
+    def _override(self, name: str, serve: Any) -> None:
+        key = name.removeprefix("aten.").removesuffix(".default")
+        own = torch.library.get_kernel(f"aten::{key}", "CPU")
+        count = self._count
+
+        def call(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                result = serve(*args, **kwargs)
+            except Pass as left:
+                count.left(name, str(left))
+                return own.call_boxed(keyset, *args, **kwargs)
+            count.served(name)
+            return result
+
+        self._library.impl(key, call, "CPU", with_keyset=True, allow_override=True)
+
+    def close(self) -> None:
+        """torch's own kernels again.  The counters stay readable; a second call does nothing."""
+        if self._library is not None:
+            self._library._destroy()
+            self._library = None
+
+    def __enter__(self) -> Enabled:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __str__(self) -> str:
+        return str(self._count)
+
+
+def enable(only: Iterable[str] | None = None, exclude: Iterable[str] = ()) -> Enabled:
+    """Let haian compute torch's CPU operators in this process, until ``close`` or the end of the ``with`` block.
+
+    Args:
+        only: overloads to serve, patterns allowed (``"aten.add.*"``); all of ``aten_table()`` when None.
+        exclude: overloads to leave to torch.
+
+    Raises:
+        ArgumentError: a pattern matches no overload.
+    """
+    table = aten_table()
+    excluded = tuple(exclude)
+    patterns = tuple(only) if only is not None else ("*",)
+    for pattern in (*patterns, *excluded):
+        if not any(fnmatchcase(name, pattern) for name in table):
+            raise ArgumentError(f"enable: {pattern!r} matches none of the {len(table)} overloads haian serves; see aten_table()")
+    names = [n for n in table if any(fnmatchcase(n, p) for p in patterns) and not any(fnmatchcase(n, p) for p in excluded)]
+    return Enabled(names)

@@ -1,0 +1,425 @@
+"""Decides whether a result is right: one function, ``judge``, for every operator, dtype and error class.
+
+The classes are data (kernels/ops/budget.py); their reasons and measured rejection rates stand in docs/numerics.md.
+Not here: which inputs are tried (cases.py) and how a device is called (target.py).
+"""
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..hal.dtype import BY_NAME, DType, dtype as to_dtype
+from ..kernels.ops import budget as classes
+from ..kernels.ops.formula import read
+from ..kernels.ops.record import Op, Spec
+
+__all__ = ["Verdict", "judge", "reference", "result_specs", "specs_of", "ulp"]
+
+PATTERNS = 8  # random runs that measure kappa: all of them below a tenth of its size has probability 2e-9 an element, with 4 it is 4e-5
+RMS_FROM = 64  # outputs from which a root mean square is a sharp statistic (its own spread is then below 9 %)
+SUM_FACTOR = 6.0  # c of the sqrt(n) bound: P(one right output refused) <= 2 exp(-c^2 / 2) = 3e-8 (Higham & Mary 2019)
+SLACK = 0.1  # ulp over k: MKL's square root, which torch and many chips use, is off by up to 0.54; truncation is by 1
+REDUCED = {"": 0.0, "tf32": 2.0**-11, "f16": 2.0**-11, "bf16": 2.0**-8, "bf16x2": 2.0**-15, "bf16x3": 2.0**-21}
+_EMIN = {"float64": -1022, "float32": -126, "float16": -14, "bfloat16": -126, "float8_e4m3fn": -6, "float8_e5m2": -14}
+_MAX = {"float64": 1.7976931348623157e308, "float32": 3.4028234663852886e38, "float16": 65504.0,
+        "bfloat16": 3.3895313892515355e38, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What judge says.  worst: largest error divided by what was allowed (0 exact, above 1 refused); metric: its name."""
+
+    ok: bool
+    message: str = ""
+    worst: float = 0.0
+    metric: str = ""
+
+
+def ulp(r: np.ndarray, dt: DType) -> np.ndarray:
+    """Spacing of ``dt`` around the float64 values r; never below its smallest subnormal."""
+    a = np.abs(np.asarray(r, np.float64))
+    _, e = np.frexp(np.where(np.isfinite(a), a, 0.0))
+    e = np.maximum(np.where(a > 0, e - 1, _EMIN[dt.name]), _EMIN[dt.name])
+    return np.ldexp(1.0, e - (dt.digits - 1))
+
+
+def accumulator(dt: DType) -> DType:
+    """The type arithmetic of ``dt`` is done in: float64 for itself, float32 for all narrower ones."""
+    return dt if dt.digits > 24 else BY_NAME["float32"]
+
+
+# ---- arguments and the reference ------------------------------------------------------------------------------------
+def _each(fn, inputs: Sequence[Any]) -> tuple:
+    return tuple(None if x is None else tuple(fn(y) for y in x) if isinstance(x, tuple) else fn(x) for x in inputs)
+
+
+def _is_float(x: np.ndarray) -> bool:
+    return to_dtype(x.dtype).is_floating
+
+
+def _wide(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float64) if _is_float(x) else x
+
+
+def specs_of(inputs: Sequence[Any]) -> tuple:
+    """Specs of arrays; None and tuples of arrays keep their place."""
+    return _each(lambda x: Spec(tuple(x.shape), to_dtype(x.dtype)), inputs)
+
+
+def result_specs(op: Op, inputs: Sequence[Any], attrs: dict[str, Any]) -> tuple[Spec, ...]:
+    """What the operator promises to return; raises what ``op.infer`` raises."""
+    out = op.infer(*specs_of(inputs), **attrs)
+    return out if isinstance(out, tuple) else (out,)
+
+
+def reference(op: Op, inputs: Sequence[Any], attrs: dict[str, Any], wide: bool = True) -> tuple[np.ndarray, ...]:
+    """The record's reference on float64 copies of the inputs (``wide=False``: on the inputs as they are)."""
+    with np.errstate(all="ignore"):
+        out = op.reference(*(_each(_wide, inputs) if wide else inputs), **attrs)
+    return tuple(np.asarray(o) for o in out) if isinstance(out, (tuple, list)) else (np.asarray(out),)
+
+
+# ---- judging ----------------------------------------------------------------------------------------------------------
+def judge(op: Op, inputs: Sequence[Any], attrs: dict[str, Any], got: Any, expected: Sequence[np.ndarray] | None = None,
+          capabilities: object | None = None, probe: bool = False, constant: bool = False,
+          factor: float = 1.0) -> Verdict:
+    """Whether ``got`` is a right result of ``op`` on ``inputs``.
+
+    Args:
+        op: the record.
+        inputs: NumPy arrays in their own dtypes, in schema order; None for an optional one, a tuple for a list.
+        attrs: every attribute (``op.attributes(given)``).
+        got: the result as an array, or a tuple of arrays.
+        expected: the reference's results where the caller has them already.
+        capabilities: ``reduced_matmul`` and ``flushes_subnormals`` are read from it; None: neither.
+        probe: inputs are the integers of the exact probe: results must be the rounded exact ones.
+        constant: inputs repeat along an axis (stride 0): every rounding of a sum then errs the same way, so that the bound is
+            n u instead of sqrt(n) u.
+        factor: a vendor's declared tolerance: every budget is multiplied by it (1: none; the report lists the others).
+
+    Returns:
+        Verdict; the message of a refusal names the output, how many elements, the worst one and what was allowed.
+    """
+    got = tuple(got) if isinstance(got, (tuple, list)) else (got,)
+    specs = result_specs(op, inputs, attrs)
+    expected = reference(op, inputs, attrs) if expected is None else tuple(expected)
+    names = [n or "result" for n in op.results]
+    if len(got) != len(specs):
+        return Verdict(False, f"returned {len(got)} results, needs {len(specs)}", math.inf, "results")
+    worst = Verdict(True, "", 0.0, op.budget.letter)
+    for i, (y, spec) in enumerate(zip(got, specs)):
+        y = np.asarray(y)
+        if to_dtype(y.dtype) is not spec.dtype:
+            return Verdict(False, f"{names[i]} has dtype {y.dtype}, needs {spec.dtype}", math.inf, "dtype")
+        if tuple(y.shape) != tuple(spec.shape):
+            return Verdict(False, f"{names[i]} has shape {tuple(y.shape)}, needs {tuple(spec.shape)}", math.inf, "shape")
+        r = np.asarray(expected[i])
+        if tuple(r.shape) != tuple(spec.shape):
+            return Verdict(False, f"{op.name}: the record is wrong: its reference gives shape {tuple(r.shape)}, its infer "
+                                  f"{tuple(spec.shape)}", math.inf, "record")
+        verdict = _judge_one(op, inputs, attrs, i, y, r, spec, capabilities, probe, constant, factor)
+        if not verdict.ok:
+            return Verdict(False, f"{names[i]}: {verdict.message}", verdict.worst, verdict.metric)
+        if verdict.worst >= worst.worst:
+            worst = verdict
+    return worst
+
+
+def _judge_one(op, inputs, attrs, i, y, r, spec, capabilities, probe, constant, factor) -> Verdict:
+    rule = op.budget
+    if isinstance(rule, classes.Index) and not rule.stable:
+        return _index(inputs, attrs, y, r)
+    if not spec.dtype.is_floating:
+        return _exact(y, r, False)
+    if isinstance(rule, classes.Exact):
+        return _exact(y, r, rule.signed_zero)
+    if probe:
+        return _exact(y, r, False, "probe")
+    allowed = _allowed(op, inputs, attrs, i, r, spec, capabilities, constant)
+    if allowed is None:
+        return _exact(y, r, False)
+    if factor != 1.0:
+        allowed = _Allowed(allowed.most * factor, allowed.typical * factor, allowed.anything)
+    verdict = _close(y, r, spec.dtype, allowed, rule.letter)
+    if not verdict.ok and getattr(capabilities, "flushes_subnormals", False) and spec.dtype.digits:
+        verdict = _flushed(op, inputs, attrs, i, y, r, spec, allowed, verdict)
+    if verdict.ok and isinstance(rule, classes.Random):
+        return _law(rule, y, attrs)
+    return verdict
+
+
+@dataclass(frozen=True)
+class _Allowed:
+    most: np.ndarray  # largest error of one element
+    typical: np.ndarray  # root mean square over the outputs
+    anything: np.ndarray | bool  # where an intermediate passes the largest finite number: no promise
+
+
+def _allowed(op: Op, inputs, attrs, i, r, spec, capabilities, constant) -> _Allowed | None:
+    """The budget of output i, elementwise; None: exact."""
+    rule, dt = op.budget, spec.dtype
+    acc, one = accumulator(dt), ulp(r, dt)
+    low = dt.digits < 24
+    twice = 2.0 if dt.digits > 24 else 1.0  # the float64 reference is no better than what it judges
+    u = acc.roundoff * twice
+    if isinstance(rule, (classes.Faithful, classes.Random)):
+        k = getattr(rule, "k", 1.0)
+        k = (rule.k_low if low and k > 0.5 else k) if isinstance(rule, classes.Faithful) else 1.0
+        tiny = 2.0 ** _EMIN[acc.name]
+        under = np.where(np.abs(r) < 2 * tiny, tiny, 0.0) if k > 0.5 else 0.0  # 1 / (1 + exp(90)) has no float32 intermediate
+        return _Allowed((k * twice + SLACK) * one + under, (0.5 if low else k * twice + SLACK) * one + under, False)
+    if isinstance(rule, classes.Composite):
+        m, overflow = _formula_magnitude(op, inputs, attrs, i, acc)
+        if m is None:
+            return None
+        k = 1.0 if low else rule.k * twice
+        with np.errstate(over="ignore", invalid="ignore"):
+            m = np.where(np.isnan(m), 0.0, m)
+            m = np.maximum(m, _kappa(op, inputs, attrs, i, r))  # an early error may be amplified by later factors (gradients)
+            # An intermediate below the smallest normal number may be lost, and is then multiplied by what follows.
+            rest = rule.k * u * m + 2.0 ** _EMIN[acc.name] * np.maximum(1.0, np.maximum(m, _largest_input(inputs, r.shape)))
+        return _Allowed(k * one + rest, (0.5 * one if low else k * one) + rest, ~np.isnan(r) & overflow)
+    specs = specs_of(inputs)
+    n = max(float(rule.terms(*specs, **attrs)), 1.0) if rule.terms else 1.0
+    grown, usual = (max(SUM_FACTOR * math.sqrt(n), n), n) if constant else (SUM_FACTOR * math.sqrt(n), math.sqrt(n))
+    u_in = REDUCED[getattr(capabilities, "reduced_matmul", "") or ""] if dt.name == "float32" and op.family in (
+        "matmul", "attention", "conv") else 0.0
+    if isinstance(rule, classes.Reduction):
+        s = _part(rule.magnitude(*_each(_wide, inputs), **attrs) if rule.magnitude else _on_abs(op, inputs, attrs), i)
+        if s is None:
+            return None
+        s = np.broadcast_to(np.where(np.isnan(s), math.inf, s), r.shape)
+        with np.errstate(over="ignore", invalid="ignore"):
+            most = twice * one + (grown * u + 2 * u_in) * s
+            typical = (0.5 * twice * one) + (0.5 * usual * u + u_in) * s
+        return _Allowed(most, typical, np.isfinite(r) & ~(s < _MAX[acc.name]))
+    if isinstance(rule, classes.Conditioned):
+        kappa = _kappa(op, inputs, attrs, i, r)
+        rounds = 3.0 * rule.roundings * dt.roundoff if low else 0.0  # 3: a uniform rounding's extreme over kappa's spread
+        most = rule.k * twice * one + kappa * (u + grown * u + 2 * u_in + rounds)
+        typical = (0.5 * one if low else rule.k * twice * one) + kappa * (u + usual * u + u_in + rounds)
+        return _Allowed(most, typical, False)
+    raise TypeError(f"{op.name}: budget class {type(rule).__name__} has no judge; add it to conformance/compare.py")
+
+
+def _part(value, i: int):
+    return value[i] if isinstance(value, (tuple, list)) else value
+
+
+def _on_abs(op: Op, inputs, attrs) -> tuple[np.ndarray, ...]:
+    """S of class R: the reference on absolute values (alpha and beta among the attributes too)."""
+    plus = {k: abs(v) if isinstance(v, float) and k in ("alpha", "beta", "scale", "value") else v for k, v in attrs.items()}
+    return tuple(np.abs(np.asarray(s, np.float64)) for s in
+                 reference(op, _each(lambda x: np.abs(x) if _is_float(x) else x, inputs), plus))
+
+
+def _formula_magnitude(op: Op, inputs, attrs, i, acc: DType) -> tuple[Any, Any]:
+    """The largest intermediate of output i, elementwise, and where arithmetic in ``acc`` passes its largest number.
+
+    Where the record's own formula overflows in the accumulator though the exact result is finite, nothing is promised:
+    addcmul of 1e30 and 1e20 has no float32 intermediate.  A quarter of the largest number counts as passed: a right
+    formula may double before it halves (gelu).
+    """
+    wide = _each(_wide, inputs)
+    with np.errstate(all="ignore"):
+        if op.budget.magnitude is not None:
+            m = _part(op.budget.magnitude(*wide, **attrs), i)
+            return (None, False) if m is None else (m, np.asarray(m) >= _MAX[acc.name] / 4)
+        if op.formula is not None:
+            body = read(op.formula).body(**attrs)
+            narrow = _each(lambda x: x.astype(acc.numpy) if _is_float(x) else x, inputs)
+            value = np.asarray(body.evaluate(*narrow, **attrs)[0])
+            m = body.evaluate(*wide, **attrs)[1]
+            finite = functools.reduce(np.logical_and, [np.isfinite(x) for x in wide if x is not None], np.True_)
+            other = reference(op, narrow, attrs, wide=False)[i]  # another right way to compute it may overflow elsewhere
+            return m, ~(m < _MAX[acc.name] / 4) | (finite & ~(np.isfinite(value) & np.isfinite(other)))
+    raise TypeError(f"{op.name}: class FC needs budget.magnitude where the record has no formula")
+
+
+def _largest_input(inputs, shape) -> np.ndarray:
+    """The largest finite float input at each element; of inputs that do not broadcast (one a channel), of all elements."""
+    most = np.zeros(shape)
+    for x in inputs:
+        if isinstance(x, np.ndarray) and _is_float(x) and x.size:
+            size = np.abs(x.astype(np.float64))
+            size = np.where(np.isfinite(size), size, 0.0)
+            try:
+                most = np.maximum(most, np.broadcast_to(size, shape))
+            except ValueError:
+                most = np.maximum(most, size.max())
+    return most
+
+
+_EXACT_UFUNCS = frozenset({np.maximum, np.minimum, np.fmax, np.fmin, np.negative, np.positive, np.absolute, np.fabs, np.sign,
+                           np.copysign, np.floor, np.ceil, np.rint, np.trunc})
+
+
+def _noisy(rng: np.random.Generator, step: float) -> type[np.ndarray]:
+    """An array type whose every rounded operation is off by a relative error of normal law, standard deviation ``step``.
+
+    Signs alone would do for the size, but two of them cancel exactly half of the time, and all 8 patterns of one element do
+    once in 256.
+    """
+
+    def shake(value):
+        if not isinstance(value, (np.ndarray, np.floating)) or np.asarray(value).dtype.kind != "f":
+            return value
+        value = np.asarray(value)
+        return value * (1.0 + step * rng.standard_normal(value.shape, dtype=np.float32).astype(np.float64))
+
+    class Noisy(np.ndarray):
+        def __array_ufunc__(self, ufunc, method, *args, out=None, **kwargs):
+            plain = [a.view(np.ndarray) if isinstance(a, Noisy) else a for a in args]
+            if kwargs.get("where", True) is not True:
+                kwargs["where"] = np.asarray(kwargs["where"])
+            result = getattr(ufunc, method)(*plain, **kwargs)
+            if ufunc not in _EXACT_UFUNCS:
+                result = tuple(map(shake, result)) if isinstance(result, tuple) else shake(result)
+            if out is not None:
+                np.asarray(out[0])[...] = result
+                return out[0]
+            return result.view(Noisy) if isinstance(result, np.ndarray) else result
+
+    Noisy.shake = staticmethod(shake)
+    return Noisy
+
+
+def _kappa(op: Op, inputs, attrs, i, r) -> np.ndarray:
+    """How far the result moves per unit of relative error in inputs and intermediates: largest of PATTERNS random runs.
+
+    Inputs alone are not enough: layer_norm of two elements is +-1 however the inputs move, and still loses what
+    x - mean(x) loses.  2**-30 keeps the difference above float64's own noise by 2**-23 and below any curvature that
+    matters.  Of a pointwise operator both the reference and the formula are run: they may lose digits in other places.
+    """
+    rng, step = np.random.default_rng(20240229), 2.0**-30
+    noisy = _noisy(rng, step)
+    ways = [lambda moved: reference(op, moved, attrs, wide=False)[i]]
+    if op.formula is not None:
+        ways.append(lambda moved: read(op.formula).body(**attrs).evaluate(*moved, **attrs)[0])
+    kappa = np.zeros(r.shape)
+    for way in ways:
+        for _ in range(PATTERNS):
+            moved = _each(lambda x: noisy.shake(x.astype(np.float64)).view(noisy) if _is_float(x) else x, inputs)
+            with np.errstate(all="ignore"):
+                d = np.abs(np.asarray(way(moved)) - r) / step
+            kappa = np.maximum(kappa, np.where(np.isfinite(d), d, 0.0))
+    return kappa
+
+
+# ---- the comparisons --------------------------------------------------------------------------------------------------
+def _show(y, r, at, allowed=None) -> str:
+    index = tuple(int(j) for j in at)
+    text = f"at {index} got {y[at]!s}, expected {r[at]!s}"
+    return text if allowed is None else f"{text}, allowed error {allowed[at]:.3g}"
+
+
+def _first(bad: np.ndarray) -> tuple:
+    return tuple(j[0] for j in np.nonzero(bad)) if bad.ndim else ()
+
+
+def _exact(y: np.ndarray, r: np.ndarray, signed_zero: bool, metric: str = "E") -> Verdict:
+    floating = to_dtype(y.dtype).is_floating
+    if r.dtype != y.dtype:
+        with np.errstate(all="ignore"):
+            r = r.astype(y.dtype)  # references may count in a wider integer (overflow wraps as aten's does) or in float64
+    if floating:
+        a, b = y.astype(np.float64), r.astype(np.float64)
+        bad = ~((a == b) | (np.isnan(a) & np.isnan(b)))
+        if signed_zero:
+            bad |= (a == 0) & (b == 0) & (np.signbit(a) != np.signbit(b))
+    else:
+        a, b = y, r
+        bad = np.asarray(a != b)
+    if not bad.any():
+        return Verdict(True, "", 0.0, metric)
+    return Verdict(False, f"{int(bad.sum())} of {bad.size} differ ({metric}), {_show(a, b, _first(bad))}", math.inf, metric)
+
+
+def _close(y: np.ndarray, r: np.ndarray, dt: DType, allowed: _Allowed, letter: str) -> Verdict:
+    y, r = y.astype(np.float64), r.astype(np.float64)
+    most = np.broadcast_to(allowed.most, r.shape)
+    anything = np.broadcast_to(allowed.anything, r.shape)
+    top = _MAX[dt.name]
+    border = top * (1 + dt.roundoff / 2) if dt.digits <= 24 else math.inf  # rounds to infinity from here on
+    with np.errstate(all="ignore"):
+        must_nan, must_inf = np.isnan(r), np.isinf(r) | (np.abs(r) - most >= border)
+        may_inf = np.abs(r) + most >= border
+        wrong = np.isnan(y) != must_nan
+        wrong |= ~must_nan & must_inf & ~(np.isinf(y) & (np.sign(y) == np.sign(r)))
+        wrong |= ~must_nan & np.isinf(y) & ~(may_inf & (np.sign(y) == np.sign(r)))
+    wrong &= ~anything
+    if wrong.any():
+        return Verdict(False, f"{int(wrong.sum())} of {wrong.size} have nan or infinity in the wrong place, "
+                              f"{_show(y, r, _first(wrong))}", math.inf, "special")
+    finite = np.isfinite(y) & np.isfinite(r) & ~anything
+    err = np.where(finite, np.abs(np.where(finite, y, 0) - np.where(finite, r, 0)), 0.0)
+    with np.errstate(all="ignore"):
+        ratio = np.where(err > 0, err / most, 0.0)
+    worst = float(np.max(ratio, initial=0.0))
+    bad = err > most * (1 + 1e-9)
+    if bad.any():
+        at = tuple(int(j) for j in np.unravel_index(int(np.argmax(ratio)), ratio.shape)) if ratio.ndim else ()
+        return Verdict(False, f"{int(bad.sum())} of {bad.size} over budget, worst {worst:.3g}x ({letter}), "
+                              f"{_show(y, r, at, most)}", worst, letter)
+    # Each error in units of its own typical one, so that no row's scale hides another's.  Results that cannot be missed
+    # (zeros) are left out: they would dilute a truncating implementation.
+    typical = np.broadcast_to(allowed.typical, r.shape)
+    counted = finite & (r != 0) & (typical > 0) & np.isfinite(typical)
+    if counted.sum() >= RMS_FROM:
+        rms = math.sqrt(float(np.mean((err[counted] / typical[counted]) ** 2)))
+        if rms > 1:
+            return Verdict(False, f"rms error is {rms:.3g}x its budget over {int(counted.sum())} outputs (largest single error "
+                                  f"{worst:.3g}x)", rms, "rms")
+    return Verdict(True, "", worst, letter)
+
+
+def _flushed(op, inputs, attrs, i, y, r, spec, allowed, verdict) -> Verdict:
+    """A device that declares flushed subnormals: inputs, results, or both may have become zero."""
+    tiny = 2.0 ** _EMIN[spec.dtype.name]
+    flush = _each(lambda x: np.where(np.abs(x.astype(np.float64)) < 2.0 ** _EMIN[to_dtype(x.dtype).name], x * 0, x).astype(x.dtype)
+                  if _is_float(x) else x, inputs)
+    other = reference(op, flush, attrs)[i]
+    slack = np.where((np.abs(r) < tiny) | (np.abs(other) < tiny), tiny, 0.0)
+    near = _Allowed(allowed.most + slack, allowed.typical + slack, allowed.anything)
+    y64 = y.astype(np.float64)
+    with np.errstate(all="ignore"):
+        nearest = np.where(np.abs(other - y64) < np.abs(r - y64), other, r)
+    return _close(y, nearest, spec.dtype, near, verdict.metric)
+
+
+def _index(inputs, attrs, y, r) -> Verdict:
+    """By the values that the indices select."""
+    x, dim = np.asarray(inputs[0]), attrs.get("dim")
+    if dim is None:
+        x, dim, y, r = x.reshape(-1), 0, y.reshape(1), r.reshape(1)
+    elif not attrs.get("keepdim", False) and x.ndim:
+        y, r = np.expand_dims(y, dim), np.expand_dims(r, dim)
+    if x.ndim == 0:
+        return _exact(y, r, False, "I")
+    if ((y < 0) | (y >= x.shape[dim])).any():
+        return Verdict(False, f"an index is outside 0 <= i < {x.shape[dim]}", math.inf, "I")
+    return _exact(np.take_along_axis(x, y.astype(np.int64), dim), np.take_along_axis(x, r.astype(np.int64), dim), False, "I")
+
+
+def _law(rule, y: np.ndarray, attrs: dict[str, Any]) -> Verdict:
+    """Statistics of class S; alpha 1e-9 a test keeps the whole suite's below 1e-6 for up to 1000 of them.
+
+    The bits were already compared with the reference's; this watches the reference itself.
+    """
+    if rule.law != "uniform" or y.size < 1000:
+        return Verdict(True, "", 0.0, "S")
+    from scipy import stats
+
+    v, alpha = y.astype(np.float64).ravel(), 1e-9
+    digits = {"float16": 11, "bfloat16": 8}.get(to_dtype(y.dtype).name, 24)
+    p = stats.kstest(v + 2.0 ** -(digits + 1), "uniform").pvalue if digits > 11 else 1.0
+    counts, _ = np.histogram(v, bins=64, range=(0, 1))
+    z = (v - v.mean()) / v.std()
+    lag = float(np.mean(z[:-1] * z[1:])) * math.sqrt(v.size)
+    p = min(p, stats.chisquare(counts).pvalue, 2 * stats.norm.sf(abs(lag)))
+    return Verdict(p > alpha, "" if p > alpha else f"not uniform: p = {p:.2g}, needs more than {alpha:g}", alpha / max(p, 1e-300), "S")

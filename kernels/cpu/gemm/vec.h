@@ -1,0 +1,63 @@
+/* Vector types of the matrix product, from GCC's vector extension: one width per instruction set.
+ * Not for: elementwise mathematics. */
+#ifndef HAIAN_GEMM_VEC_H
+#define HAIAN_GEMM_VEC_H
+#include "../kernel.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define VBYTES 64
+#elif defined(__AVX__)
+#define VBYTES 32
+#else
+#define VBYTES 16
+#endif
+#define LANES32 (VBYTES / 4)
+#define LANES64 (VBYTES / 8)
+#define INLINE static inline __attribute__((always_inline))
+#define VECTOR(type) type __attribute__((vector_size(VBYTES), aligned(sizeof(type)), may_alias))
+
+typedef VECTOR(float) v_f32;
+typedef VECTOR(double) v_f64;
+typedef VECTOR(uint32_t) v_u32;
+typedef VECTOR(int32_t) v_i32;
+typedef VECTOR(uint64_t) v_u64;
+typedef VECTOR(int64_t) v_i64;
+
+/* x - 0 is x for every float, -0 and NaN included, so this is a plain broadcast (x + 0 would turn -0 into 0) */
+#define SPLAT(V, x) ((x) - (V){0})
+
+/* LANES32 values of 16 bits at p, widened */
+typedef uint16_t v_half __attribute__((vector_size(VBYTES / 2), aligned(2), may_alias));
+INLINE v_f32 load_bf16(const uint16_t *p) { return (v_f32)(__builtin_convertvector(*(const v_half *)p, v_u32) << 16); }
+INLINE v_f32 load_f16(const uint16_t *p) {
+#if defined(__AVX512F__)
+  return (v_f32)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
+#elif defined(__F16C__)
+  return (v_f32)_mm256_cvtph_ps(_mm_loadu_si128((const void *)p));
+#else
+  float v[LANES32];
+  for (int i = 0; i < LANES32; i++) v[i] = haian_f16_load(p[i]);
+  return *(const v_f32 *)v;
+#endif
+}
+/* round to nearest even; NaN stays NaN */
+INLINE void store_bf16(uint16_t *p, v_f32 x) {
+  const v_u32 u = (v_u32)x;
+  const v_u32 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const v_u32 is_nan = (v_u32)((u & 0x7fffffffu) > 0x7f800000u);
+  *(v_half *)p = __builtin_convertvector((rounded & ~is_nan) | (((u >> 16) | 0x40u) & is_nan), v_half);
+}
+INLINE void store_f16(uint16_t *p, v_f32 x) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((void *)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+  _mm_storeu_si128((void *)p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  for (int i = 0; i < LANES32; i++) p[i] = haian_f16_store(x[i]);
+#endif
+}
+
+#endif

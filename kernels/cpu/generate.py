@@ -1,0 +1,171 @@
+"""Formulas to C: writes pointwise_tiles.inc, a tile function per operator, choice and dtype.  Run by CMake:  python generate.py OUTDIR
+
+Needs numpy and ml_dtypes only; haian is read from the source tree, nothing is installed yet.  The loops around tiles,
+threads, strides and conversions are pointwise.c's.
+"""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+if TYPE_CHECKING:
+    from haian.kernels.ops.formula import Body
+    from haian.kernels.ops.record import Op
+
+STORAGE = {"f32": "float", "f64": "double", "b8": "uint8_t", "u8": "uint8_t", "bits8": "uint8_t", "bits16": "uint16_t",
+           "bits32": "uint32_t", "bits64": "uint64_t", **{f"i{n}": f"int{n}_t" for n in (8, 16, 32, 64)}}
+# the same bits come out whether an integer is signed or not: one tile serves int8 and uint8
+SIGNLESS = {"name", "const", "+", "-", "*", "neg", "&", "|", "^", "~", "==", "!=", "where"}
+BLOCK = 256  # elements looked at together for arguments of sin and cos that need libm
+
+
+def source_tree() -> None:
+    """Makes haian.hal and haian.kernels.ops importable from the checkout, without running their __init__ files."""
+    sys.dont_write_bytecode = True
+    for name, folder in (("haian", "src/haian"), ("haian.hal", "hal"), ("haian.kernels", "kernels"), ("haian.kernels.ops", "kernels/ops")):
+        module = ModuleType(name)
+        module.__path__ = [str(ROOT / folder)]
+        sys.modules[name] = module
+
+
+def moves(body: Body) -> bool:
+    """Whether the formula only chooses among its inputs: then float16 needs no arithmetic, and dtypes share tiles by size."""
+    return {n.op for n in body.nodes()} <= {"name", "where"} and not body.attrs
+
+
+def attributes(body: Body, kind: str) -> list[str]:
+    floating, c = kind[0] == "f", {"b8": "int32_t"}.get(kind, STORAGE[kind])
+    read = "haian_attr_float" if floating else "haian_attr_truth" if kind == "b8" else "haian_attr_int"
+    return [f"const {c} {name} = ({c}){read}(attr + {at});" for name, at in body.attrs]
+
+
+def tile(body: Body, kind: str) -> str:
+    """The C function of one formula for one compute type."""
+    out = "uint8_t" if body.boolean else STORAGE[kind]
+    c_kind = "u8" if kind.startswith("bits") else kind
+    lines = [f"static void {body.name}_{kind}(const void *const *in, void *out, int64_t n, const haian_attr *attr) {{"]
+    used = {n.value for n in body.nodes() if n.op == "name"}
+    loads = []
+    for at, name in enumerate(body.tensors):
+        if name not in used:
+            continue
+        c = "uint8_t" if name in body.booleans else STORAGE[kind]
+        lines.append(f"  const {c} *in{at} = in[{at}];")
+        element = "bool" if name in body.booleans else {"b8": "int32_t"}.get(kind, c)
+        loads.append(f"const {element} {name} = in{at}[i]{' != 0' if element != c else ''};")
+    lines += [f"  {line}" for line in attributes(body, kind)] + ([] if body.attrs else ["  (void)attr;"])
+    lines.append(f"  {out} *result = out;")
+
+    def loop(indent: str, lo: str, hi: str, spell: Any = None, instead: str = "") -> list[str]:
+        steps, value = body.c_lines(c_kind, spell)
+        store = instead or f"result[i] = {f'{value} != 0' if kind == 'b8' and not body.boolean else value};"
+        inner = [f"{indent}  {line}" for line in (*loads, *steps, store)]
+        return [f"{indent}HAIAN_INDEPENDENT for (int64_t i = {lo}; i < {hi}; i++) {{", *inner, indent + "}"]
+
+    if kind == "f32" and body.uses("sin", "cos"):  # their vector form ends at HAIAN_TRIG_MAX
+        angles = [body.c_expression(n.args[0], kind) for n in body.nodes() if n.op in ("sin", "cos")]
+        test = " | ".join(f"(haian_absf({a}) > HAIAN_TRIG_MAX)" for a in angles)
+        far = {"sin": "haian_far_sinf", "cos": "haian_far_cosf"}
+        lines += [f"  for (int64_t lo = 0; lo < n; lo += {BLOCK}) {{", f"    const int64_t hi = lo + {BLOCK} < n ? lo + {BLOCK} : n;",
+                  "    int far = 0;", *loop("    ", "lo", "hi", instead=f"far |= {test};"), "    if (far) {",
+                  *loop("      ", "lo", "hi", lambda name: far.get(name, "")), "    } else {", *loop("      ", "lo", "hi"), "    }", "  }"]
+    else:
+        lines += loop("  ", "0", "n")
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def chooser(op: Op, formula: Any, kind: str) -> str:
+    """A tile that looks at the attributes and calls the variant's tile."""
+    lines = [f"static void pick_{op.name}_{kind}(const void *const *in, void *out, int64_t n, const haian_attr *attr) {{"]
+    slots = list(formula.attrs)
+    for at, variant in enumerate(formula.variants()):
+        tests = []
+        for name, value in variant.items():
+            slot = slots.index(name)
+            if name in formula.choices:
+                tests.append(f"attr[{slot}].i == {formula.choices[name].index(value)}")
+            else:
+                tests.append(f"attr[{slot}].kind {'==' if value is None else '!='} HAIAN_NONE")
+        lines.append(f"  {'else ' if at else ''}if ({' && '.join(tests)}) {formula.body(**variant).name}_{kind}(in, out, n, attr);")
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def half(name: str, body: Body, dtype: str) -> str:
+    """A tile of a 16-bit float: float32 tiles between two conversions."""
+    mask = sum(1 << i for i, t in enumerate(body.tensors) if t in body.booleans)
+    return (f"static void {name}_{dtype}(const void *const *in, void *out, int64_t n, const haian_attr *attr) {{\n"
+            f"  haian_half_tile({name}_f32, {len(body.tensors)}, {mask}, {int(body.boolean)}, HAIAN_SYM({dtype}_to_f32), "
+            f"HAIAN_SYM(f32_to_{dtype}), in, out, n, attr);\n}}\n")
+
+
+def operator(op: Op) -> str:
+    """All tiles of one operator, its descriptor and its kernel."""
+    from haian.kernels.ops.formula import read
+
+    f = read(op.formula)
+    variants = [f.body(**v) for v in f.variants()]
+    first = variants[0]
+    text, table, done = [], [], set()
+
+    def need(kind: str) -> str:
+        name = f.name if len(variants) == 1 else f"pick_{f.name}"
+        if kind not in done:
+            done.add(kind)
+            text.extend(tile(b, kind) for b in variants)
+            if len(variants) > 1:
+                text.append(chooser(op, f, kind))
+        return f"{name}_{kind}"
+
+    for d in op.dtypes:
+        code = f"HAIAN_{d.short.upper()}".replace("HAIAN_B8", "HAIAN_BOOL")
+        if all(moves(b) for b in variants):
+            table.append((code, need(f"bits{8 * d.itemsize}")))
+        elif d.short in ("f16", "bf16"):
+            name = need("f32")[:-4]
+            text.append(half(name, first, d.short))
+            table.append((code, f"{name}_{d.short}"))
+        else:
+            signless = d.short == "u8" and {n.op for b in variants for n in b.nodes()} <= SIGNLESS
+            table.append((code, need("i8" if signless else d.short)))
+    numbers = sum(1 << i for i, a in enumerate(f.attrs) if a not in f.choices)
+    mask = sum(1 << i for i, t in enumerate(f.tensors) if t in f.booleans)
+
+    def quoted(names: Any) -> str:
+        return ", ".join(f'"{n}"' for n in names) or "NULL"
+
+    text.append(f"static const haian_pointwise pointwise_{f.name} = {{\n"
+                f'  "{f.name}", {len(f.tensors)}, {mask}, {"HAIAN_RESULT_BOOL" if first.boolean else "HAIAN_RESULT_SAME"}, '
+                f"{len(f.attrs)}, {numbers}, {{{quoted(f.tensors)}}}, {{{quoted(f.attrs)}}},\n"
+                f"  {{{', '.join(f'[{code}] = {name}' for code, name in table)}}}}};\n"
+                f"static int32_t run_{f.name}(const haian_args *args) {{ return haian_pointwise_run(&pointwise_{f.name}, args); }}\n")
+    return "".join(text)
+
+
+def generate() -> str:
+    """The text of pointwise_tiles.inc: every operator with a formula but cast, and the rows of the family's table."""
+    from haian.kernels.ops import pointwise, pointwise_grad  # noqa: F401  defines the records
+    from haian.kernels.ops.record import OPS
+
+    ops = [o for o in OPS.values() if o.formula is not None and o.name != "cast"]
+    rows = []
+    for o in ops:
+        bits = " | ".join(f"HAIAN_BIT({d.code})" for d in o.dtypes)
+        rows.append(f'  {{"{o.name}", run_{o.name}, {bits}, &pointwise_{o.name}}}, \\\n')
+    return ("/* Made by `python kernels/cpu/generate.py OUTDIR` from kernels/ops/pointwise*.py; do not edit. */\n"
+            + "\n".join(operator(o) for o in ops) + "\n#define HAIAN_POINTWISE_ROWS \\\n" + "".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python generate.py OUTDIR")
+    source_tree()
+    target = Path(sys.argv[1]) / "pointwise_tiles.inc"
+    made = generate()
+    if not target.exists() or target.read_text() != made:  # an unchanged file keeps its time stamp: nothing recompiles
+        target.write_text(made)
+    else:
+        target.touch()

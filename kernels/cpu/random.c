@@ -1,0 +1,216 @@
+/* rand, dropout and native_dropout from counter-based Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy
+ * as 1, 2, 3", SC 2011).  Not here: other distributions, and generators that keep state (a caller advances `offset`).
+ * key = (seed low, seed high), counter = (block low, block high, offset low, offset high); element i of the row-major
+ * order takes word i % 4 of block i / 4 (float64: words 2i and 2i + 1), whatever the strides and the thread count. */
+#include "strided.h"
+
+#define BLOCKS 64           /* made together: the rounds run over them as vectors */
+#define WORDS (4 * BLOCKS)
+#define GRAIN (16 << 10)    /* elements: ~10 us of rounds */
+
+/* words[4 * j + w] = word w of block first + j, for BLOCKS blocks. */
+static void philox(uint64_t seed, uint64_t offset, uint64_t first, uint32_t *restrict words) {
+  uint32_t c0[BLOCKS], c1[BLOCKS], c2[BLOCKS], c3[BLOCKS];
+  uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+  for (int j = 0; j < BLOCKS; j++) {
+    uint64_t block = first + (uint64_t)j;
+    c0[j] = (uint32_t)block;
+    c1[j] = (uint32_t)(block >> 32);
+    c2[j] = (uint32_t)offset;
+    c3[j] = (uint32_t)(offset >> 32);
+  }
+  for (int round = 0; round < 10; round++) {
+    for (int j = 0; j < BLOCKS; j++) {
+      uint64_t p = (uint64_t)c0[j] * 0xD2511F53u, q = (uint64_t)c2[j] * 0xCD9E8D57u;
+      uint32_t n0 = (uint32_t)(q >> 32) ^ c1[j] ^ k0, n2 = (uint32_t)(p >> 32) ^ c3[j] ^ k1;
+      c1[j] = (uint32_t)q;
+      c3[j] = (uint32_t)p;
+      c0[j] = n0;
+      c2[j] = n2;
+    }
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  for (int j = 0; j < BLOCKS; j++) {
+    words[4 * j] = c0[j];
+    words[4 * j + 1] = c1[j];
+    words[4 * j + 2] = c2[j];
+    words[4 * j + 3] = c3[j];
+  }
+}
+
+typedef struct random_job {
+  haian_walk walk; /* row-major; tensor 0 = out, 1 = x, 2 = mask */
+  char *out, *mask; /* mask may be NULL */
+  const char *x;
+  uint64_t seed, offset;
+  uint32_t threshold; /* an element is kept where word >> 8 reaches it: 0 keeps all, 2^24 none */
+  int32_t dtype;
+  double scale;
+  bool contiguous, stream;
+} random_job;
+
+/* Element `lo` on from its words, n at most WORDS (float64: WORDS / 2). */
+static void uniform(int32_t dtype, const uint32_t *restrict w, void *restrict to, int64_t n) {
+  if (dtype == HAIAN_F32) {
+    float *y = to;
+    for (int64_t i = 0; i < n; i++) y[i] = (float)(int32_t)(w[i] >> 8) * 0x1p-24f;
+  } else if (dtype == HAIAN_F64) {
+    double *y = to;
+    for (int64_t i = 0; i < n; i++)
+      y[i] = (double)(int64_t)(((uint64_t)w[2 * i] << 21) ^ (w[2 * i + 1] >> 11)) * 0x1p-53;
+  } else if (dtype == HAIAN_F16) { /* 11 bits, 8 bits: exactly representable, the conversions do not round */
+    uint16_t *y = to;
+    for (int64_t i = 0; i < n; i++) y[i] = haian_f16_store((float)(int32_t)(w[i] >> 21) * 0x1p-11f);
+  } else {
+    uint16_t *y = to;
+    for (int64_t i = 0; i < n; i++) y[i] = haian_bf16_store((float)(int32_t)(w[i] >> 24) * 0x1p-8f);
+  }
+}
+
+/* y = x * scale where kept, else 0; keep gets 1 or 0. */
+static void drop(const random_job *job, const uint32_t *restrict w, const void *from, void *to, uint8_t *restrict keep,
+                 int64_t n) {
+  uint32_t threshold = job->threshold;
+  float scale = (float)job->scale;
+  for (int64_t i = 0; i < n; i++) keep[i] = (w[i] >> 8) >= threshold;
+  if (job->dtype == HAIAN_F32) {
+    const float *restrict x = from;
+    float *restrict y = to;
+    for (int64_t i = 0; i < n; i++) y[i] = (w[i] >> 8) >= threshold ? x[i] * scale : 0.0f;
+  } else if (job->dtype == HAIAN_F64) {
+    const double *restrict x = from;
+    double *restrict y = to;
+    for (int64_t i = 0; i < n; i++) y[i] = (w[i] >> 8) >= threshold ? x[i] * job->scale : 0.0;
+  } else {
+    const uint16_t *restrict x = from;
+    uint16_t *restrict y = to;
+    float wide[WORDS];
+    if (job->dtype == HAIAN_F16) HAIAN_SYM(f16_to_f32)(x, wide, n);
+    else HAIAN_SYM(bf16_to_f32)(x, wide, n);
+    for (int64_t i = 0; i < n; i++) wide[i] = (w[i] >> 8) >= threshold ? wide[i] * scale : 0.0f;
+    if (job->dtype == HAIAN_F16) HAIAN_SYM(f32_to_f16)(wide, y, n);
+    else HAIAN_SYM(f32_to_bf16)(wide, y, n);
+  }
+}
+
+/* Moves n elements between a row-major place of tensor t and a packed array; advances the place. */
+static void exchange(const haian_walk *w, haian_place *place, int t, char *memory, char *packed, int64_t n, int64_t item,
+                     bool gather) {
+  int last = w->ndim - 1;
+  while (n > 0) {
+    int64_t room = last < 0 ? 1 : w->shape[last] - place->at[last], step = last < 0 ? 0 : w->stride[last][t];
+    if (room > n) room = n;
+    for (int64_t i = 0; i < room; i++, packed += item) {
+      char *element = memory + (place->offset[t] + i * step) * item;
+      memcpy(gather ? packed : element, gather ? element : packed, (size_t)item);
+    }
+    n -= room;
+    if (last < 0) return;
+    place->at[last] += room - 1;
+    for (int k = 0; k < w->tensors; k++) place->offset[k] += (room - 1) * w->stride[last][k];
+    haian_place_next(place, w, w->ndim);
+  }
+}
+
+/* Units: groups of WORDS elements (float64: WORDS / 2), so that a group begins at a block. */
+static void random_groups(void *ctx, int64_t lo, int64_t hi) {
+  const random_job *job = ctx;
+  int64_t item = haian_itemsize(job->dtype), total = haian_walk_rows(&job->walk, job->walk.ndim);
+  int64_t group = job->x || job->dtype != HAIAN_F64 ? WORDS : WORDS / 2;
+  _Alignas(64) uint32_t words[WORDS];
+  _Alignas(64) char made[WORDS * 8], taken[WORDS * 8];
+  _Alignas(64) uint8_t keep[WORDS];
+  haian_place out, x, mask;
+  haian_place_seek(&out, &job->walk, job->walk.ndim, lo * group);
+  x = mask = out;
+  for (; lo < hi; lo++) {
+    int64_t i = lo * group, n = total - i < group ? total - i : group;
+    philox(job->seed, job->offset, (uint64_t)lo * BLOCKS, words);
+    const char *from = taken;
+    if (job->x && job->contiguous) from = job->x + i * item;
+    else if (job->x) exchange(&job->walk, &x, 1, (char *)(uintptr_t)job->x, taken, n, item, true);
+    char *to = job->contiguous && !job->stream ? job->out + i * item : made;
+    if (job->x) drop(job, words, from, to, keep, n);
+    else uniform(job->dtype, words, to, n);
+    if (job->contiguous && job->stream) haian_copy_run(job->out + i * item, made, n * item, true);
+    if (!job->contiguous) exchange(&job->walk, &out, 0, job->out, made, n, item, false);
+    if (job->mask && job->contiguous) memcpy(job->mask + i, keep, (size_t)n);
+    else if (job->mask) exchange(&job->walk, &mask, 2, job->mask, (char *)keep, n, 1, false);
+  }
+  if (job->stream) haian_stream_fence();
+}
+
+/* x and mask may be NULL. */
+static void run_job(random_job *job, const haian_tensor *out, const haian_tensor *x, const haian_tensor *mask) {
+  haian_walk *w = &job->walk;
+  w->ndim = out->ndim;
+  w->tensors = 3;
+  for (int d = 0; d < out->ndim; d++) {
+    w->shape[d] = out->shape[d];
+    w->stride[d][0] = out->stride[d];
+    w->stride[d][1] = (x ? x : out)->stride[d];
+    w->stride[d][2] = (mask ? mask : out)->stride[d];
+  }
+  if (out->numel == 0) return;
+  haian_walk_merge(w);
+  job->out = out->data;
+  job->x = x ? x->data : NULL;
+  job->mask = mask ? mask->data : NULL;
+  job->dtype = out->dtype;
+  job->contiguous = haian_is_contiguous(out) && (!x || haian_is_contiguous(x)) && (!mask || haian_is_contiguous(mask));
+  job->stream = job->contiguous && out->numel * haian_itemsize(out->dtype) >= HAIAN_STREAM_BYTES;
+  int64_t group = x || out->dtype != HAIAN_F64 ? WORDS : WORDS / 2;
+  haian_parallel_for((out->numel + group - 1) / group, GRAIN / WORDS, random_groups, job);
+}
+
+static int32_t run_rand(const haian_args *args) {
+  HAIAN_REQUIRE(args->n_out == 1 && args->n_attr == 4 && args->attr[0].kind == HAIAN_INTS &&
+                args->attr[1].kind == HAIAN_INT && args->attr[2].kind == HAIAN_INT, HAIAN_INVALID_ARGUMENT,
+                "rand: %d outputs, %d attributes; needs out, and shape, seed, offset, dtype", args->n_out, args->n_attr);
+  const haian_tensor *out = args->out[0];
+  const haian_attr *shape = &args->attr[0];
+  HAIAN_REQUIRE((HAIAN_FLOATS >> out->dtype) & 1, HAIAN_DTYPE, "rand: out is %s; takes float16, bfloat16, float32, float64",
+                haian_dtype_name(out->dtype));
+  HAIAN_REQUIRE(shape->count == out->ndim && memcmp(shape->v, out->shape, (size_t)out->ndim * sizeof *shape->v) == 0,
+                HAIAN_SHAPE, "rand: out is %s; needs the given shape of %d axes", HAIAN_SHAPE_OF(out), shape->count);
+  random_job job = {.seed = (uint64_t)args->attr[1].i, .offset = (uint64_t)args->attr[2].i};
+  run_job(&job, out, NULL, NULL);
+  return HAIAN_OK;
+}
+
+static int32_t run_dropout_as(const haian_args *args, const char *op, int outputs) {
+  HAIAN_REQUIRE(args->n_in == 1 && args->n_out == outputs && args->n_attr == 3 && args->in[0] &&
+                (args->attr[0].kind == HAIAN_FLOAT || args->attr[0].kind == HAIAN_INT) &&
+                args->attr[1].kind == HAIAN_INT && args->attr[2].kind == HAIAN_INT, HAIAN_INVALID_ARGUMENT,
+                "%s: %d inputs, %d outputs, %d attributes; needs x, %d outputs, and p, seed, offset", op, args->n_in,
+                args->n_out, args->n_attr, outputs);
+  const haian_tensor *x = args->in[0], *out = args->out[0], *mask = outputs == 2 ? args->out[1] : NULL;
+  HAIAN_REQUIRE((HAIAN_FLOATS >> x->dtype) & 1, HAIAN_DTYPE, "%s: x is %s; takes float16, bfloat16, float32, float64", op,
+                haian_dtype_name(x->dtype));
+  HAIAN_REQUIRE(out->dtype == x->dtype, HAIAN_DTYPE, "%s: out is %s and x is %s; they must be equal", op,
+                haian_dtype_name(out->dtype), haian_dtype_name(x->dtype));
+  HAIAN_REQUIRE(!mask || mask->dtype == HAIAN_BOOL, HAIAN_DTYPE, "%s: mask is %s; needs bool", op,
+                haian_dtype_name(mask->dtype));
+  HAIAN_REQUIRE(haian_same_shape(x, out) && (!mask || haian_same_shape(x, mask)), HAIAN_SHAPE,
+                "%s: x is %s, out %s%s%s; they must be equal", op, HAIAN_SHAPE_OF(x), HAIAN_SHAPE_OF(out),
+                mask ? ", mask " : "", mask ? HAIAN_SHAPE_OF(mask) : "");
+  double p = args->attr[0].kind == HAIAN_INT ? (double)args->attr[0].i : args->attr[0].f;
+  HAIAN_REQUIRE(p >= 0 && p <= 1, HAIAN_INVALID_ARGUMENT, "%s: p is %g; needs 0 <= p <= 1", op, p);
+  double steps = p * 0x1p24; /* exact; word * 2^-24 >= p where word >= the next integer */
+  uint32_t threshold = (uint32_t)steps + ((double)(uint32_t)steps < steps);
+  random_job job = {.seed = (uint64_t)args->attr[1].i, .offset = (uint64_t)args->attr[2].i, .threshold = threshold,
+                    .scale = p < 1 ? 1.0 / (1.0 - p) : 0.0};
+  run_job(&job, out, x, mask);
+  return HAIAN_OK;
+}
+
+static int32_t run_dropout(const haian_args *args) { return run_dropout_as(args, "dropout", 1); }
+static int32_t run_native_dropout(const haian_args *args) { return run_dropout_as(args, "native_dropout", 2); }
+
+const haian_kernel_entry HAIAN_TABLE(random)[] = {
+  {"rand", run_rand, HAIAN_FLOATS, NULL},
+  {"dropout", run_dropout, HAIAN_FLOATS, NULL},
+  {"native_dropout", run_native_dropout, HAIAN_FLOATS, NULL},
+  {NULL, NULL, 0, NULL},
+};

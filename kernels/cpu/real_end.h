@@ -1,0 +1,20 @@
+/* Undefines what each_real.h defined for one type. */
+#undef REAL
+#undef REAL_DTYPE
+#undef REAL_IS_FLOAT
+#undef REAL_IS_INT
+#undef REAL_OVERFLOWED
+#undef REAL_EXP
+#undef REAL_LOG
+#undef ACC
+#undef WIDE
+#undef FN
+#undef VEC
+#undef LANES
+#undef REAL_BYTES
+#undef REAL_VMAX
+#undef IOTA
+#undef SWAP
+#undef REAL_IS_NAN
+#undef REAL_INT
+#undef REAL_VMIN

@@ -1,0 +1,393 @@
+/* Reductions for one type (each_real.h): folding a stretch of one row, and columns side by side.
+ * A sum, its mean and the moments of a variance are kept in WIDE; the bits depend on shape and strides, never on how many
+ * threads took part: stretches are cut by position alone and merged in order. */
+
+typedef struct FN(partial) {
+  WIDE sum;      /* SUM, MEAN; VAR: the mean of `count` values */
+  WIDE squares;  /* VAR: the sum of squared distances from it */
+  int64_t count;
+  REAL value;    /* AMAX, AMIN; ANY, ALL: 1 when a value decides the result */
+} FN(partial);
+
+/* Values that decide any (not zero; NaN counts) and all (zero) among n. */
+ROW_INLINE bool FN(exists)(const REAL *p, int64_t n, bool zero) {
+  int64_t found = 0;
+  if (zero) {
+    for (int64_t i = 0; i < n; i++) found += p[i] == 0;
+  } else {
+    for (int64_t i = 0; i < n; i++) found += p[i] != 0;
+  }
+  return found != 0;
+}
+
+static void FN(merge)(enum reduce_op op, FN(partial) *into, const FN(partial) *from) {
+  if (into->count == 0) {
+    *into = *from;
+    return;
+  }
+  if (from->count == 0) return;
+  if (op == SUM || op == MEAN) {
+    into->sum += from->sum;
+  } else if (op == AMAX) {
+    into->value = FN(pick_largest)(into->value, from->value);
+  } else if (op == AMIN) {
+    into->value = FN(pick_smallest)(into->value, from->value);
+  } else if (op == VAR) { /* Chan, Golub, LeVeque 1979: means and squares of two sets give those of their union */
+    WIDE n = (WIDE)(into->count + from->count), delta = from->sum - into->sum;
+    into->squares += from->squares + delta * delta * ((WIDE)into->count * (WIDE)from->count / n);
+    into->sum += delta * ((WIDE)from->count / n);
+  } else {
+    into->value = into->value != 0 || from->value != 0;
+  }
+  into->count += from->count;
+}
+
+/* One chunk that lies in L1. */
+ROW_INLINE void FN(fold)(enum reduce_op op, FN(partial) *into, const REAL *p, int64_t n) {
+  FN(partial) chunk = {.count = n};
+  switch (op) {
+  case SUM: case MEAN: chunk.sum = FN(sum_chunk)(p, n); break;
+  case AMAX: chunk.value = FN(largest)(p, n); break;
+  case AMIN: chunk.value = FN(smallest)(p, n); break;
+  case ANY: chunk.value = FN(exists)(p, n, false); break;
+  case ALL: chunk.value = FN(exists)(p, n, true); break;
+  default: {
+#if !REAL_IS_INT
+    REAL shift = (REAL)(FN(sum_chunk)(p, n) / (WIDE)n); /* the second pass corrects for its rounding */
+    WIDE first = 0;
+    FN(moments)(p, shift, n, &first, &chunk.squares);
+    chunk.sum = (WIDE)shift + first / (WIDE)n;
+    chunk.squares -= first * (first / (WIDE)n);
+    if (chunk.squares < 0) chunk.squares = 0;
+#endif
+  }
+  }
+  FN(merge)(op, into, &chunk);
+}
+
+/* Positions [lo, hi) of the row at x. */
+static void FN(stretch)(const reduce_job *job, const char *x, int64_t lo, int64_t hi, FN(partial) *out) {
+  REAL buf[REDUCE_CHUNK] __attribute__((aligned(64)));
+  *out = (FN(partial)){0};
+#if REAL_IS_INT
+  if ((job->op == ANY || job->op == ALL) && job->row.item == 1 && job->row.ndim == 1 && job->row.stride[0] == 1) {
+    out->value = reduce_bytes((const uint8_t *)x + lo, hi - lo, job->op == ALL);
+    out->count = hi - lo;
+    return;
+  }
+#endif
+  for (int64_t at = lo; at < hi; at += REDUCE_CHUNK) {
+    int64_t n = hi - at < REDUCE_CHUNK ? hi - at : REDUCE_CHUNK;
+    FN(fold)(job->op, out, FN(fetch)(&job->row, x, at, n, buf), n);
+    if ((job->op == ANY || job->op == ALL) && out->value != 0) return;
+  }
+}
+
+static void FN(finish)(const reduce_job *job, const FN(partial) *p, char *y) {
+  switch (job->op) {
+#if REAL_IS_INT
+  case SUM: FN(store_one)(job->y_dtype, y, (REAL)p->sum); break;
+#else
+  case SUM: FN(store_one)(job->y_dtype, y, (REAL)p->sum); break;
+  case MEAN: FN(store_one)(job->y_dtype, y, (REAL)(p->sum / (WIDE)job->n)); break;
+  case VAR: {
+    WIDE freedom = (WIDE)job->n - job->correction;
+    FN(store_one)(job->y_dtype, y, (REAL)(job->n ? p->squares / (freedom > 0 ? freedom : 0) : (WIDE)NAN));
+    break;
+  }
+#endif
+  case ANY: *(uint8_t *)y = p->value != 0; break;
+  case ALL: *(uint8_t *)y = p->value == 0; break;
+  default: FN(store_one)(job->y_dtype, y, p->value);
+  }
+}
+
+/* ---- rows ------------------------------------------------------------------------------------------------------- */
+typedef struct FN(blocks) {
+  const reduce_job *job;
+  const char *x;
+  FN(partial) part[REDUCE_BLOCKS];
+} FN(blocks);
+
+static void FN(reduce_blocks)(void *ctx, int64_t lo, int64_t hi) {
+  FN(blocks) *b = ctx;
+  for (int64_t i = lo; i < hi; i++) {
+    int64_t end = (i + 1) * b->job->block;
+    FN(stretch)(b->job, b->x, i * b->job->block, end < b->job->n ? end : b->job->n, &b->part[i]);
+  }
+}
+
+/* A row of several blocks, one after the other or on all threads: the same partial results in the same order. */
+static __attribute__((noinline)) void FN(reduce_long)(const reduce_job *job, const char *x, FN(partial) *out, bool parallel) {
+  FN(blocks) b;
+  b.job = job;
+  b.x = x;
+  int64_t blocks = (job->n + job->block - 1) / job->block;
+  if (parallel) haian_parallel_for(blocks, 1, FN(reduce_blocks), &b);
+  else FN(reduce_blocks)(&b, 0, blocks);
+  *out = (FN(partial)){0};
+  for (int64_t i = 0; i < blocks; i++) FN(merge)(job->op, out, &b.part[i]);
+}
+
+ROW_INLINE void FN(reduce_row)(const reduce_job *job, const char *x, char *y, bool parallel) {
+  FN(partial) p;
+  if (job->n <= job->block) FN(stretch)(job, x, 0, job->n, &p);
+  else FN(reduce_long)(job, x, &p, parallel);
+  FN(finish)(job, &p, y);
+}
+
+static void FN(reduce_rows)(void *ctx, int64_t lo, int64_t hi) {
+  const reduce_job *job = ctx;
+  const haian_walk *w = &job->kept;
+  haian_place at;
+  haian_place_seek(&at, w, w->ndim, lo);
+  for (int64_t row = lo; row < hi; row++) {
+    FN(reduce_row)(job, job->x + at.offset[0] * job->row.item, job->y + at.offset[1] * job->y_item, false);
+    if (row + 1 < hi) haian_place_next(&at, w, w->ndim);
+  }
+}
+
+/* ---- columns: up to REDUCE_WIDTH results along the last kept axis at once ----------------------------------------- */
+typedef struct FN(strip) {
+  WIDE sum[REDUCE_WIDTH], squares[REDUCE_WIDTH], part[REDUCE_WIDTH], part_squares[REDUCE_WIDTH];
+  REAL value[REDUCE_WIDTH], shift[REDUCE_WIDTH];
+} FN(strip);
+
+/* What a pass over a strip adds up: the values; their distances from shift and the squares of those; the same in WIDE. */
+enum FN(pass) { FN(VALUES), FN(DISTANCES), FN(WIDE_DISTANCES) };
+
+/* Adds columns [begin, n) of up to eight rows to the strip: one pass over the accumulators for eight over x. */
+ROW_INLINE void FN(add_rows)(enum reduce_op op, FN(strip) *s, const REAL *const p[8], int rows, int64_t begin, int64_t n, enum FN(pass) pass) {
+#define EACH(...) \
+  _Pragma("GCC ivdep") for (int64_t j = begin; j < n; j++) __VA_ARGS__
+  if (op == AMAX || op == AMIN) {
+    int64_t j = begin;
+    for (; j + LANES <= n; j += LANES) {
+      FN(vec) best = VEC(s->value + j);
+      if (op == AMAX) {
+        for (int k = 0; k < rows; k++) best = FN(pick_vec_largest)(best, VEC(p[k] + j));
+      } else {
+        for (int k = 0; k < rows; k++) best = FN(pick_vec_smallest)(best, VEC(p[k] + j));
+      }
+      memcpy(s->value + j, &best, sizeof best);
+    }
+    for (; j < n; j++)
+      for (int k = 0; k < rows; k++)
+        s->value[j] = op == AMAX ? FN(pick_largest)(s->value[j], p[k][j]) : FN(pick_smallest)(s->value[j], p[k][j]);
+  } else if (op == ANY || op == ALL) {
+    for (int k = 0; k < rows; k++) {
+      const REAL *v = p[k];
+      if (op == ANY) EACH(s->value[j] = (v[j] != 0) | (s->value[j] != 0));
+      else EACH(s->value[j] = (v[j] == 0) | (s->value[j] != 0));
+    }
+  } else if (pass == FN(DISTANCES) && rows == 8) {
+    EACH({
+      ACC m = (ACC)s->shift[j];
+      ACC a = (ACC)p[0][j] - m, b = (ACC)p[1][j] - m, c = (ACC)p[2][j] - m, d = (ACC)p[3][j] - m;
+      ACC e = (ACC)p[4][j] - m, f = (ACC)p[5][j] - m, g = (ACC)p[6][j] - m, h = (ACC)p[7][j] - m;
+      s->part[j] += (WIDE)(((a + b) + (c + d)) + ((e + f) + (g + h)));
+      s->part_squares[j] += (WIDE)(((a * a + b * b) + (c * c + d * d)) + ((e * e + f * f) + (g * g + h * h)));
+    });
+  } else if (pass != FN(VALUES)) {
+    for (int k = 0; k < rows; k++) {
+      const REAL *v = p[k];
+      EACH({
+        WIDE d = (WIDE)v[j] - (WIDE)s->shift[j];
+        s->part[j] += d;
+        s->part_squares[j] += d * d;
+      });
+    }
+  } else if (rows == 8) {
+    EACH({
+      ACC a = ((ACC)p[0][j] + (ACC)p[1][j]) + ((ACC)p[2][j] + (ACC)p[3][j]);
+      ACC b = ((ACC)p[4][j] + (ACC)p[5][j]) + ((ACC)p[6][j] + (ACC)p[7][j]);
+      s->part[j] += (WIDE)(a + b);
+    });
+  } else {
+    for (int k = 0; k < rows; k++) {
+      const REAL *v = p[k];
+      EACH(s->part[j] += (WIDE)(ACC)v[j]);
+    }
+  }
+#undef EACH
+}
+
+/* Rows [lo, hi) of the strip of n columns at x into s->sum (squares, value). */
+static void FN(strip_rows)(const reduce_job *job, const char *x, int64_t lo, int64_t hi, int64_t n, enum FN(pass) pass, FN(strip) *s) {
+  REAL buf[8][REDUCE_WIDTH];
+  const haian_walk *w = &job->reduced;
+  int64_t side = job->kept.stride[job->kept.ndim - 1][0], level = job->level;
+  bool direct = side == 1 && job->row.dtype == REAL_DTYPE;
+  int64_t ahead = direct && w->ndim == 1 ? 8 * w->stride[0][0] : 0; /* the next eight rows: processors do not foresee those */
+  haian_place at;
+  haian_place_seek(&at, w, w->ndim, lo);
+  memset(s->sum, 0, sizeof(WIDE) * (size_t)n);
+  memset(s->squares, 0, sizeof(WIDE) * (size_t)n);
+  for (int64_t i = lo; i < hi;) {
+    int64_t stop = hi - i < level ? hi : i + level;
+    memset(s->part, 0, sizeof(WIDE) * (size_t)n);
+    memset(s->part_squares, 0, sizeof(WIDE) * (size_t)n);
+    while (i < stop) {
+      int rows = stop - i < 8 ? (int)(stop - i) : 8;
+      const REAL *p[8];
+      for (int k = 0; k < rows; k++) {
+        const char *from = x + at.offset[0] * job->row.item;
+        p[k] = direct ? (const REAL *)from : buf[k];
+        if (!direct) FN(load)(job->row.dtype, from, side, n, buf[k]);
+        if (i + k + 1 < hi) haian_place_next(&at, w, w->ndim);
+      }
+      if (i == lo && (job->op == AMAX || job->op == AMIN)) memcpy(s->value, p[0], sizeof(REAL) * (size_t)n);
+      if (i == lo && (job->op == ANY || job->op == ALL)) memset(s->value, 0, sizeof(REAL) * (size_t)n);
+      for (int64_t j = 0; j < n; j += REDUCE_AHEAD) {
+        int64_t end = n - j < REDUCE_AHEAD ? n : j + REDUCE_AHEAD;
+        if (ahead)
+          for (int k = 0; k < rows; k++)
+            for (int64_t line = j; line < end; line += 64 / (int64_t)sizeof(REAL)) __builtin_prefetch(p[k] + line + ahead);
+        FN(add_rows)(job->op, s, p, rows, j, end, pass);
+      }
+      i += rows;
+    }
+    for (int64_t j = 0; j < n; j++) s->sum[j] += s->part[j];
+    if (pass != FN(VALUES))
+      for (int64_t j = 0; j < n; j++) s->squares[j] += s->part_squares[j];
+  }
+#if REAL_IS_FLOAT
+  if (pass == FN(WIDE_DISTANCES) || job->op == AMAX || job->op == AMIN || job->op == ANY || job->op == ALL) return;
+  bool finite = true;
+  for (int64_t j = 0; j < n; j++) finite &= isfinite(s->sum[j]) && isfinite(s->squares[j]);
+  if (finite) return;
+  if (pass == FN(VALUES)) memset(s->shift, 0, sizeof(REAL) * (size_t)n);
+  FN(strip_rows)(job, x, lo, hi, n, FN(WIDE_DISTANCES), s); /* eight values may overflow where the sum in WIDE does not */
+#endif
+}
+
+static void FN(strip_finish)(const reduce_job *job, FN(strip) *s, char *y, int64_t n) {
+  int64_t step = job->kept.stride[job->kept.ndim - 1][1] * job->y_item;
+  for (int64_t j = 0; j < n; j++) {
+    FN(partial) p = {.sum = s->sum[j], .squares = s->squares[j], .value = s->value[j], .count = job->n};
+    FN(finish)(job, &p, y + j * step);
+  }
+}
+
+#if !REAL_IS_INT
+/* The first pass of a variance left sums: means become the shift of the second. */
+static void FN(strip_means)(const reduce_job *job, FN(strip) *s, int64_t n) {
+  for (int64_t j = 0; j < n; j++) s->shift[j] = (REAL)(s->sum[j] / (WIDE)job->n);
+}
+static void FN(strip_variance)(const reduce_job *job, FN(strip) *s, int64_t n) {
+  for (int64_t j = 0; j < n; j++) {
+    s->squares[j] -= s->sum[j] * (s->sum[j] / (WIDE)job->n);
+    s->squares[j] = s->squares[j] < 0 ? 0 : s->squares[j];
+  }
+}
+#endif
+
+ROW_INLINE const char *FN(strip_of)(const reduce_job *job, int64_t task, char **y, int64_t *n) {
+  const haian_walk *w = &job->kept;
+  int last = w->ndim - 1;
+  int64_t strips = (w->shape[last] + REDUCE_WIDTH - 1) / REDUCE_WIDTH, first = task % strips * REDUCE_WIDTH;
+  haian_place at;
+  haian_place_seek(&at, w, last, task / strips);
+  *n = w->shape[last] - first < REDUCE_WIDTH ? w->shape[last] - first : REDUCE_WIDTH;
+  *y = job->y + (at.offset[1] + first * w->stride[last][1]) * job->y_item;
+  return job->x + (at.offset[0] + first * w->stride[last][0]) * job->row.item;
+}
+
+static void FN(reduce_strips)(void *ctx, int64_t lo, int64_t hi) {
+  const reduce_job *job = ctx;
+  FN(strip) s;
+  for (int64_t task = lo; task < hi; task++) {
+    int64_t n;
+    char *y;
+    const char *x = FN(strip_of)(job, task, &y, &n);
+    FN(strip_rows)(job, x, 0, job->n, n, FN(VALUES), &s);
+#if !REAL_IS_INT
+    if (job->op == VAR) {
+      FN(strip_means)(job, &s, n);
+      FN(strip_rows)(job, x, 0, job->n, n, FN(DISTANCES), &s);
+      FN(strip_variance)(job, &s, n);
+    }
+#endif
+    FN(strip_finish)(job, &s, y, n);
+  }
+}
+
+/* Few strips of many rows: each strip on all threads, in REDUCE_PARTS blocks of rows that are merged in order. */
+typedef struct FN(parts) {
+  const reduce_job *job;
+  const char *x;
+  int64_t n, rows; /* columns, rows of a block */
+  enum FN(pass) pass;
+  FN(strip) part[REDUCE_PARTS];
+} FN(parts);
+
+static void FN(reduce_parts)(void *ctx, int64_t lo, int64_t hi) {
+  FN(parts) *b = ctx;
+  for (int64_t i = lo; i < hi; i++) {
+    int64_t begin = i * b->rows, end = begin + b->rows < b->job->n ? begin + b->rows : b->job->n;
+    FN(strip_rows)(b->job, b->x, begin, end, b->n, b->pass, &b->part[i]);
+  }
+}
+
+static void FN(all_parts)(FN(parts) *b, enum FN(pass) pass) {
+  int64_t parts = (b->job->n + b->rows - 1) / b->rows;
+  b->pass = pass;
+  haian_parallel_for(parts, 1, FN(reduce_parts), b);
+  FN(strip) *s = &b->part[0];
+  for (int64_t i = 1; i < parts; i++) {
+    const FN(strip) *from = &b->part[i];
+    for (int64_t j = 0; j < b->n; j++) {
+      FN(partial) p = {.sum = s->sum[j], .value = s->value[j], .count = 1}, q = {.sum = from->sum[j], .value = from->value[j], .count = 1};
+      FN(merge)(b->job->op == VAR ? SUM : b->job->op, &p, &q);
+      s->sum[j] = p.sum;
+      s->value[j] = p.value;
+      s->squares[j] += from->squares[j];
+    }
+  }
+}
+
+static int32_t FN(reduce_tall)(const reduce_job *job, int64_t tasks) {
+  FN(parts) *b = malloc(sizeof *b);
+  if (!b) return haian_fail(HAIAN_OUT_OF_MEMORY, "reduction: no memory for %zu bytes of partial results", sizeof *b);
+  b->job = job;
+  b->rows = (job->n + REDUCE_PARTS - 1) / REDUCE_PARTS;
+  for (int64_t task = 0; task < tasks; task++) {
+    char *y;
+    b->x = FN(strip_of)(job, task, &y, &b->n);
+    FN(all_parts)(b, FN(VALUES));
+#if !REAL_IS_INT
+    if (job->op == VAR) {
+      FN(strip_means)(job, &b->part[0], b->n);
+      for (int i = 1; i < REDUCE_PARTS; i++) memcpy(b->part[i].shift, b->part[0].shift, sizeof(REAL) * (size_t)b->n);
+      FN(all_parts)(b, FN(DISTANCES));
+      FN(strip_variance)(job, &b->part[0], b->n);
+    }
+#endif
+    FN(strip_finish)(job, &b->part[0], y, b->n);
+  }
+  free(b);
+  return HAIAN_OK;
+}
+
+static int32_t FN(reduce)(const reduce_job *job) {
+  int64_t results = haian_walk_rows(&job->kept, job->kept.ndim), bytes = job->n * job->row.item;
+  if (job->columns) {
+    int64_t size = job->kept.shape[job->kept.ndim - 1], tasks = results / size * ((size + REDUCE_WIDTH - 1) / REDUCE_WIDTH);
+    int64_t width = size < REDUCE_WIDTH ? size : REDUCE_WIDTH;
+    if (tasks < REDUCE_PARTS && job->n >= 1024 && job->n * width >= REDUCE_PARALLEL) return FN(reduce_tall)(job, tasks);
+    haian_parallel_for(tasks, row_grain(width, bytes), FN(reduce_strips), (void *)(uintptr_t)job);
+  } else if (results == 1) {
+    FN(reduce_row)(job, job->x, job->y, true);
+  } else if (results < REDUCE_BLOCKS / 4 && job->n > job->block) {
+    const haian_walk *w = &job->kept;
+    haian_place at;
+    haian_place_seek(&at, w, w->ndim, 0);
+    for (int64_t i = 0; i < results; i++) {
+      FN(reduce_row)(job, job->x + at.offset[0] * job->row.item, job->y + at.offset[1] * job->y_item, true);
+      if (i + 1 < results) haian_place_next(&at, w, w->ndim);
+    }
+  } else {
+    haian_parallel_for(results, row_grain(1, bytes), FN(reduce_rows), (void *)(uintptr_t)job);
+  }
+  return HAIAN_OK;
+}

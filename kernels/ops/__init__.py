@@ -1,0 +1,8 @@
+"""The standard's operators: importing this fills OPS, one record an operator.  Not here: any way of computing them."""
+from __future__ import annotations
+
+from . import attention, index, loss, matmul, norm, pointwise, pointwise_grad, random, reduce, shape, softmax
+from .record import OPS
+
+__all__ = ["OPS", "attention", "index", "loss", "matmul", "norm", "pointwise", "pointwise_grad", "random",
+           "reduce", "shape", "softmax"]

@@ -1,0 +1,1 @@
+"""What conformance and bench reports share: the page (page.py) and small plots (svg.py).  Imports nothing else of ours."""

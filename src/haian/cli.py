@@ -1,0 +1,240 @@
+"""The command line: haian devices | doctor | ops | conformance | bench.
+
+Exit codes: 0 good, 1 findings (a case failed, an adapter is broken), 2 usage, 3 environment.
+Not here: what the commands do; each calls one function of its package.
+"""
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from . import __version__
+from .hal.errors import EnvironmentMissing, HaianError
+
+FINDINGS, USAGE, ENVIRONMENT = 1, 2, 3
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+ops_app = typer.Typer(no_args_is_help=True, help="The operator standard: what exists, and one operator's record.")
+conformance_app = typer.Typer(no_args_is_help=True, help="Does a device conform?  Run the suite, compare and verify reports.")
+bench_app = typer.Typer(no_args_is_help=True, help="How fast is it, against the device's limits and the frameworks' own kernels?")
+app.add_typer(ops_app, name="ops")
+app.add_typer(conformance_app, name="conformance")
+app.add_typer(bench_app, name="bench")
+console = Console(highlight=False, soft_wrap=True)
+
+
+def _table(columns: list[str], rows: list[list[Any]]) -> None:
+    if not console.is_terminal:  # a pipe gets tab-separated lines, whole
+        for row in rows:
+            print("\t".join(str(cell) for cell in row))
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    console.print(table)
+
+
+def _bytes(n: int) -> str:
+    return f"{n / 2**30:.1f} GiB"
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+@app.command()
+def devices(as_json: bool = typer.Option(False, "--json", help="One JSON object a device.")) -> None:
+    """List the devices that are there."""
+    from .hal.registry import devices as found
+    rows = []
+    for d in found():
+        facts = d.capabilities
+        rows.append({"device": d.name, "model": facts.model, "memory_bytes": facts.total_bytes, "streams": facts.streams,
+                     "triton": ":".join(str(part) for part in facts.triton_target[:2]) if facts.triton_target else ""})
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    _table(["device", "model", "memory", "streams", "triton"],
+           [[r["device"], r["model"], _bytes(r["memory_bytes"]), "async" if r["streams"] else "sync", r["triton"] or "-"] for r in rows])
+
+
+@app.command()
+def doctor() -> None:
+    """Say what haian found on this machine, and what is missing and why."""
+    import importlib.metadata
+    import platform
+
+    from . import _native
+    from .hal.registry import report
+    rows: list[list[str]] = [["haian", __version__], ["python", f"{platform.python_version()} ({sys.executable})"],
+                             ["host kernels", f"{_native.isa()} (this build runs {_native.isa_list()}), {_native.num_threads()} threads"]]
+    if _native.isa_error():
+        rows.append(["HAIAN_CPU_ISA", _native.isa_error()])
+    for package, without in (("triton", "operators on devices fall back to the host; install haian[triton] or the vendor's Triton"),
+                             ("torch", "no PyTorch bridge; install haian[torch]"), ("onnxruntime", "no onnxruntime in benchmarks; install haian[bench]"),
+                             ("scipy", "some references of the conformance suite; install haian[conformance]")):
+        try:
+            rows.append([package, importlib.metadata.version(package)])
+        except importlib.metadata.PackageNotFoundError:
+            rows.append([package, f"not installed: {without}"])
+    _table(["what", "found"], rows)
+    print()
+    broken = False
+    adapters = []
+    for r in report():
+        broken = broken or r["status"] == "failed"
+        adapters.append([r["name"], r["status"], ", ".join(r["devices"]) or r["error"] or "no device present", r["source"]])
+    _table(["adapter", "status", "devices or reason", "from"], adapters)
+    if broken:
+        raise typer.Exit(FINDINGS)
+
+
+# ---- ops ---------------------------------------------------------------------------------------------------------------
+def _record(name: str) -> Any:
+    from .kernels.ops import OPS
+    if name not in OPS:
+        import difflib
+        near = difflib.get_close_matches(name, OPS, n=3)
+        _usage(f"no operator {name!r}; {'did you mean ' + ' or '.join(near) if near else '`haian ops list` names them'}")
+    return OPS[name]
+
+
+def operator_row(record: Any) -> dict[str, Any]:
+    """One operator as ``ops list --json`` prints it."""
+    from . import _native
+    from .conformance.cases import count_cases
+    from .kernels.triton import has
+    return {"name": record.name, "family": record.family, "schema": record.schema, "dtypes": [d.name for d in record.dtypes],
+            "impl": {"c": _native.find_kernel(record.name) is not None, "triton": has(record)},
+            "cases": count_cases(record), "grad": record.grad is not None, "aten": list(record.names.get("aten", ())),
+            "onnx": list(record.names.get("onnx", ()))}
+
+
+@ops_app.command("list")
+def ops_list(as_json: bool = typer.Option(False, "--json", help="One JSON list, one object an operator.")) -> None:
+    """List all operators with their kernels and cases."""
+    from .kernels.ops import OPS
+    rows = [operator_row(r) for r in OPS.values()]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    _table(["operator", "family", "C", "Triton", "cases", "gradient", "aten"],
+           [[r["name"], r["family"], "yes" if r["impl"]["c"] else "-", "yes" if r["impl"]["triton"] else "-", r["cases"],
+             "yes" if r["grad"] else "-", ", ".join(r["aten"][:2])] for r in rows])
+
+
+@ops_app.command("show")
+def ops_show(name: str) -> None:
+    """Print one operator's record."""
+    from .kernels.api import docstring
+    record = _record(name)
+    row = operator_row(record)
+    print(docstring(record))
+    print(f"error class: {record.budget.letter} {record.budget}")
+    print(f"kernels: C {'yes' if row['impl']['c'] else 'no'}, Triton {'yes' if row['impl']['triton'] else 'no'}; {row['cases']} cases")
+    for sample in record.samples:
+        shapes = ", ".join(str(i.shape) if hasattr(i, "shape") else str(i) for i in sample.inputs)
+        print(f"  {sample.name:<24} {shapes} {sample.attrs or ''} {sample.model}")
+
+
+# ---- conformance ---------------------------------------------------------------------------------------------------------
+@conformance_app.command("run")
+def conformance_run(device: str = typer.Option("cpu:0", help="Device under test, such as cuda:0."),
+                    level: str = typer.Option("core", help="core, inference, training, llm or full."),
+                    suite: str = typer.Option("ops", help="ops (the operators) or hal."),
+                    ops: str = typer.Option("", help="Only these operators, comma separated patterns: 'softmax,mm*'."),
+                    case: str = typer.Option("", help="Only the case with this id."),
+                    shard: str = typer.Option("", help="i/n: the i-th of n equal parts."),
+                    resume: bool = typer.Option(False, help="Keep the results already in the report."),
+                    report: str = typer.Option("", help="Folder for report.jsonl, report.xml and index.html."),
+                    seed: int = typer.Option(0, help="Seed of the inputs."),
+                    timeout_s: float = typer.Option(120.0, help="Time limit of one case in seconds.")) -> None:
+    """Run the suite on a device; exit code 1 when a case fails."""
+    from .conformance import run
+    summary = run(device, level=level, suite=suite, ops=ops, case=case, shard=shard, resume=resume, report=report, seed=seed, timeout_s=timeout_s)
+    print(summary)
+    if not summary.ok:
+        raise typer.Exit(FINDINGS)
+
+
+@conformance_app.command("list")
+def conformance_list(level: str = "core", ops: str = "", as_json: bool = typer.Option(False, "--json")) -> None:
+    """List the cases of a level by id."""
+    from .conformance import list_cases
+    cases = list_cases(level=level, ops=ops)
+    print(json.dumps(cases, indent=1) if as_json else "\n".join(cases))
+
+
+@conformance_app.command("diff")
+def conformance_diff(old: Path, new: Path) -> None:
+    """Say what changed between two reports; exit code 1 when something got worse."""
+    from .conformance import diff
+    text, worse = diff(old, new)
+    print(text)
+    if worse:
+        raise typer.Exit(FINDINGS)
+
+
+@conformance_app.command("verify")
+def conformance_verify(report: Path) -> None:
+    """Recompute the level that a report claims; exit code 1 when it does not hold."""
+    from .conformance import verify
+    text, holds = verify(report)
+    print(text)
+    if not holds:
+        raise typer.Exit(FINDINGS)
+
+
+# ---- bench -----------------------------------------------------------------------------------------------------------------
+@bench_app.command("run")
+def bench_run(device: str = "cpu:0", suite: str = typer.Option("quick", help="quick, full, llm or vision."),
+              peers: str = typer.Option("torch,numpy,onnxruntime", help="Comma separated; absent ones are skipped and named."),
+              threads: str = typer.Option("1", help="1, all, or both: 1,all."), ops: str = "",
+              report: str = typer.Option("", help="Folder for bench.json and index.html.")) -> None:
+    """Time operators against the device's limits and against peers, interleaved."""
+    from .bench import run
+    print(run(device, suite=suite, peers=peers, threads=threads, ops=ops, report=report))
+
+
+@bench_app.command("compare")
+def bench_compare(a: Path, b: Path) -> None:
+    """Put two bench reports side by side."""
+    from .bench import compare
+    print(compare(a, b))
+
+
+def _usage(message: str) -> None:
+    print(f"haian: {message}", file=sys.stderr)
+    raise typer.Exit(USAGE)
+
+
+def main() -> None:
+    """Entry point: one-line errors, the exit codes above."""
+    try:
+        app()
+    except EnvironmentMissing as error:
+        print(f"haian: {error}", file=sys.stderr)
+        sys.exit(ENVIRONMENT)
+    except ImportError as error:
+        print(f"haian: {error}; install the extra that brings it (see `haian doctor`)", file=sys.stderr)
+        sys.exit(ENVIRONMENT)
+    except HaianError as error:
+        print(f"haian: {error}", file=sys.stderr)
+        sys.exit(USAGE)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
