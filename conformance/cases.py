@@ -17,7 +17,7 @@ from typing import Any
 from ..hal.dtype import BY_NAME, DType
 from ..hal.errors import HaianError
 from ..kernels.ops import OPS, draw
-from ..kernels.ops.budget import Composite, Conditioned, Exact, Random, Reduction
+from ..kernels.ops.budget import Composite, Conditioned, Index, Random, Reduction
 from ..kernels.ops.record import Bad, Op, Sample, Spec
 from . import memory
 from .levels import LEVELS, included
@@ -130,9 +130,14 @@ def _values(op: Op, dt: DType, small: list[Sample], specs: dict, main: bool, add
     """Special values, other scales, the exact probe, gradients."""
     rule, key = op.budget, f"{op.name}/{dt.short}"
     floats = [s for s in small if any(draw.resolve(x, dt).is_floating and x.values is None for x in _flat(s.inputs))]
-    to_integers = isinstance(rule, Exact) and any(r.dtype.is_integer for s in floats for r in specs[s.name])
-    if floats and not to_integers and not isinstance(rule, Random) and op.family != "attention":
-        for s in _pick([s for s in floats if _size(s, dt) > 20] or floats, key + "/special", 2 if main else 1):
+    open_ = floats if dt.is_floating else [s for s in small if any(x.dtype is None and x.draw != "mask" and x.values is None
+                                                                  for x in _flat(s.inputs))] if dt.is_integer else []
+    # NaN and infinity have no integer; attention with NaN behind a mask has no single right answer
+    open_ = [s for s in open_ if not (dt.is_floating and any(r.dtype.is_integer for r in specs[s.name]) and not isinstance(rule, Index))]
+    if not isinstance(rule, Random) and op.family != "attention":
+        for s in _pick([s for s in open_ if _size(s, dt) > 20] or open_, key + "/special", 2 if main else 1):
+            add(dt, s.name, "special")
+        for s in [s for s in open_ if main and sum(x.draw != "mask" for x in _flat(s.inputs)) == 1 and _size(s, dt) == 1][:1]:
             add(dt, s.name, "special")
     drawn = [s for s in floats if any(x.draw in ("normal", "uniform") and x.dtype is None for x in _flat(s.inputs))]
     if isinstance(rule, (Conditioned, Reduction, Composite)) and dt.is_floating:

@@ -155,17 +155,18 @@ def _compare(run: Run, inputs: tuple, **more: Any) -> Verdict:
 
 
 def _special(run: Run) -> Verdict:
-    """Special values in every float input where results are elementwise, in one of them where they spread."""
+    """Special values in every drawn input where results are elementwise, in one of them where they spread."""
     arrays = list(run.draws())
-    open_ = [i for i, (x, s) in enumerate(zip(arrays, run.sample.inputs))
-             if isinstance(x, np.ndarray) and to_dtype(x.dtype).is_floating and s.values is None]
+    floating = run.dt.is_floating
+    open_ = [i for i, (x, s) in enumerate(zip(arrays, run.sample.inputs)) if isinstance(x, np.ndarray) and s.values is None
+             and (to_dtype(x.dtype).is_floating if floating else s.dtype is None and to_dtype(x.dtype).is_integer)]
     rule = run.op.budget
     kinds = "moderate" if isinstance(rule, Composite) and len(open_) > 1 else "all"
     if isinstance(rule, (Conditioned, Reduction)):
         open_ = [open_[int(run.rng.integers(len(open_)))]]
         kinds = "infinite" if isinstance(rule, Reduction) or run.op.family == "softmax" and len(arrays) == 1 else "nan"
-    for i in open_:
-        arrays[i] = memory.sprinkle(arrays[i], to_dtype(arrays[i].dtype), run.rng, kinds)
+    for i, x in zip(open_, memory.sprinkle([arrays[i] for i in open_], run.rng, kinds)):
+        arrays[i] = x
     return _compare(run, run.placed(tuple(arrays)))
 
 

@@ -203,7 +203,7 @@ def _allowed(op: Op, inputs, attrs, i, r, spec, capabilities, constant) -> _Allo
         rounds = 3.0 * rule.roundings * dt.roundoff if low else 0.0  # 3: a uniform rounding's extreme over kappa's spread
         most = rule.k * twice * one + kappa * (u + grown * u + 2 * u_in + rounds)
         typical = (0.5 * one if low else rule.k * twice * one) + kappa * (u + usual * u + u_in + rounds)
-        return _Allowed(most, typical, False)
+        return _Allowed(most, typical, np.isfinite(r) & ~_stays_finite(op, inputs, attrs, i, acc))
     raise TypeError(f"{op.name}: budget class {type(rule).__name__} has no judge; add it to conformance/compare.py")
 
 
@@ -216,6 +216,12 @@ def _on_abs(op: Op, inputs, attrs) -> tuple[np.ndarray, ...]:
     plus = {k: abs(v) if isinstance(v, float) and k in ("alpha", "beta", "scale", "value") else v for k, v in attrs.items()}
     return tuple(np.abs(np.asarray(s, np.float64)) for s in
                  reference(op, _each(lambda x: np.abs(x) if _is_float(x) else x, inputs), plus))
+
+
+def _stays_finite(op: Op, inputs, attrs, i, acc: DType) -> np.ndarray:
+    """Where the reference's own steps, in the accumulator's arithmetic, stay below its largest number."""
+    narrow = _each(lambda x: x.astype(acc.numpy) if _is_float(x) else x, inputs)
+    return np.abs(reference(op, narrow, attrs, wide=False)[i].astype(np.float64)) < _MAX[acc.name] / 4
 
 
 def _formula_magnitude(op: Op, inputs, attrs, i, acc: DType) -> tuple[Any, Any]:

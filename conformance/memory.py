@@ -13,7 +13,7 @@ import numpy as np
 
 from ..hal.dtype import DType, dtype as to_dtype
 
-__all__ = ["GUARD", "LAYOUTS", "Placed", "fits", "generator", "integers", "place", "sprinkle"]
+__all__ = ["GUARD", "LAYOUTS", "Placed", "fits", "generator", "integers", "place", "specials", "sprinkle"]
 
 GUARD = 64  # elements before and after every buffer; a vector store of 64 bytes past the end lands inside
 FILL = 0xA5  # byte of outputs before the call
@@ -31,23 +31,39 @@ def _limits(dt: DType) -> dict[str, float]:
     return {"max": float(info.max), "tiny": float(info.smallest_normal), "sub": float(info.smallest_subnormal)}
 
 
-def sprinkle(x: np.ndarray, dt: DType, rng, kinds: str = "all") -> np.ndarray:
-    """A copy with special values at random places: at least one of each where there is room for half as many again.
+def specials(dt: DType, kinds: str = "all") -> np.ndarray:
+    """Hostile values of a dtype.
 
     kinds: all; moderate (without the largest numbers: two of them meet an infinity in composite formulas, where right
-    implementations differ); infinite; nan.
+    implementations differ); infinite; nan.  Integers: their limits and neighbours.
     """
+    if not dt.is_floating:
+        info = np.iinfo(dt.numpy)
+        return np.unique(np.array([info.min, info.min + 1, info.max - 1, info.max, 0, 1, info.max // 2 + 1, -1 if info.min else 2], dt.numpy))
     info = _limits(dt)
-    special = {"all": (np.nan, np.inf, -np.inf, 0.0, -0.0, info["sub"], -3 * info["sub"], info["tiny"], info["max"], -info["max"], 1.0, -1.0),
-               "moderate": (np.nan, np.inf, -np.inf, 0.0, -0.0, info["sub"], info["tiny"], 1.0, -1.0),
-               "infinite": (np.nan, np.inf, -np.inf, -0.0, info["sub"]), "nan": (np.nan,)}[kinds]
-    x = np.array(x, dt.numpy)
-    flat = x.reshape(-1)
-    count = min(len(special), max(flat.size * 2 // 3, min(flat.size, 1)))
-    where = rng.choice(flat.size, count, replace=False) if flat.size else []
-    for at, value in zip(where, rng.permutation(np.array(special))):
-        flat[at] = value
-    return x
+    values = {"all": (np.nan, np.inf, -np.inf, 0.0, -0.0, info["sub"], -3 * info["sub"], info["tiny"], info["max"], -info["max"], 1.0, -1.0),
+              "moderate": (np.nan, np.inf, -np.inf, 0.0, -0.0, info["sub"], info["tiny"], 1.0, -1.0),
+              "infinite": (np.nan, np.inf, -np.inf, -0.0, info["sub"]), "nan": (np.nan,)}[kinds]
+    return np.array(values).astype(dt.numpy)
+
+
+def sprinkle(arrays: list[np.ndarray], rng, kinds: str = "all") -> list[np.ndarray]:
+    """Copies with special values at random places, the same places in all of one shape.
+
+    Three rounds where there is room: first the same value everywhere (NaN against NaN), then two of random pairs.  At
+    least a third of the elements stays as it was; a single element becomes NaN (or a limit).
+    """
+    places: dict[tuple[int, ...], np.ndarray] = {}
+    out = []
+    for x in arrays:
+        x = np.array(x, order="C")
+        flat, values = x.reshape(-1), specials(to_dtype(x.dtype), kinds)
+        at = places.setdefault(x.shape, rng.permutation(flat.size))
+        room = max(flat.size * 2 // 3, min(flat.size, 1))
+        rounds = values if kinds == "nan" else np.concatenate([values, rng.permutation(values), rng.permutation(values)])
+        flat[at[:room][:len(rounds)]] = rounds[:room]
+        out.append(x)
+    return out
 
 
 def integers(shape: tuple[int, ...], dt: DType, n: int, rng, axis: int | None = None, turn: int = 0) -> np.ndarray:

@@ -73,7 +73,7 @@ class Target:
         return 0
 
     def set_threads(self, n: int) -> bool:
-        """Whether the target can compute with n threads (and now does)."""
+        """Whether the target can compute with n threads (and now does); 0: as many as it had."""
         return False
 
 
@@ -118,11 +118,15 @@ class FunctionTarget(Target):
 
     Arguments are checked by the record (``infer``) before the function sees them; results are copied into ``out``.  A
     function may have an attribute ``raw``: it then is ``f(tensors, attrs, outs)``, gets everything unchecked, and writes
-    itself (mutants of the calling convention are made so).
+    itself (mutants of the calling convention are made so).  grads replaces records' gradients.
     """
 
-    def __init__(self, name: str, table: Mapping[str, Callable]) -> None:
-        self.name, self.table = name, dict(table)
+    def __init__(self, name: str, table: Mapping[str, Callable], grads: Mapping[str, Callable] | None = None) -> None:
+        self.name, self.table, self.grads, self.threads = name, dict(table), dict(grads or {}), 1
+
+    def set_threads(self, n: int) -> bool:
+        self.threads = n or 1
+        return True
 
     def offers(self, op: Op, dt: DType) -> str:
         if op.name not in self.table:
@@ -130,7 +134,9 @@ class FunctionTarget(Target):
         return ""
 
     def call(self, op: Op, tensors: tuple, attrs: dict[str, Any], outs: tuple[np.ndarray, ...] | None) -> tuple:
-        fn = self.table[op.name]
+        fn = self.table.get(op.name)
+        if fn is None:
+            raise Unsupported(f"{self.name} has no {op.name}")
         if getattr(fn, "raw", False):
             got = fn(tensors, attrs, outs)
             return got if isinstance(got, tuple) else (got,)
@@ -154,16 +160,18 @@ class FunctionTarget(Target):
         return outs
 
     def run(self, op, inputs, attrs, outs):
+        views = None if outs is None else tuple(p.view for p in outs)
         with np.errstate(all="ignore"):
-            got = self.call(op, _map(lambda p: p.view, inputs), attrs, None if outs is None else tuple(p.view for p in outs))
-        return tuple(np.array(y) for y in got)
+            got = self.call(op, _map(lambda p: p.view, inputs), attrs, views)
+        return tuple(np.array(y) for y in (got if views is None else views))
 
     def gradient(self, op, inputs, attrs, dy):
         o = _Namespace(self)
         plain = _map(lambda x: x.view(_Array), inputs)
         with np.errstate(all="ignore"):
             y = tuple(np.asarray(v).view(_Array) for v in self.call(op, _map(np.asarray, inputs), attrs, None))
-            return y, op.grad(o, dy.view(_Array), plain, y[0] if len(op.results) == 1 else y, attrs)
+            grad = self.grads.get(op.name, op.grad)
+            return y, grad(o, dy.view(_Array), plain, y[0] if len(op.results) == 1 else y, attrs)
 
 
 # ---- a device -------------------------------------------------------------------------------------------------------------
@@ -176,6 +184,7 @@ class DeviceTarget(Target):
         from haian.kernels import dispatch
 
         self._haian, self._ops, self._counters = haian, ops, dispatch.counters
+        self._threads = haian.num_threads()
         self.device = haian.device(device)
         self.name = device if ":" in device else f"{device}:0"
         self.host = self.device.is_host
@@ -192,7 +201,7 @@ class DeviceTarget(Target):
     def set_threads(self, n: int) -> bool:
         if not self.host:
             return False
-        self._haian.set_num_threads(n)
+        self._haian.set_num_threads(n or self._threads)
         return True
 
     def _put(self, placed: Placed) -> Any:

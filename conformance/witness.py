@@ -52,7 +52,7 @@ def numpy_target() -> FunctionTarget:
 # ---- torch --------------------------------------------------------------------------------------------------------------
 def torch_target() -> FunctionTarget:
     """torch's CPU operators.  Left out: random ones (their bits are this project's own) and flash attention's two halves
-    (aten's are written for padded heads).  Where torch falls short of the standard, _WIDENED and a comment say so; its
+    (aten's logsumexp is 0 where a row sees no key, the standard's -inf).  Where torch falls short of the standard, _WIDENED and a comment say so; its
     gelu gives NaN for infinity, which is passed by.
 
     Raises:
@@ -99,6 +99,11 @@ def torch_target() -> FunctionTarget:
         wide = [None if t is None else t.to(torch.float32) if t.dtype in (torch.float16, torch.bfloat16) else t for t in (x, weight, bias)]
         return aten.native_layer_norm(wide[0], tuple(normalized_shape), wide[1], wide[2], eps)
 
+    def layer_norm_backward(dy, x, mean, rstd, weight, bias, *, normalized_shape):
+        dy, x, mean, rstd = (t.to(mean.dtype) for t in (dy, x, mean, rstd))
+        weight = torch.ones(normalized_shape, dtype=x.dtype) if weight is None else weight.to(x.dtype)
+        return aten.native_layer_norm_backward(dy, x, tuple(normalized_shape), mean, rstd, weight, torch.zeros_like(weight), [True] * 3)
+
     def number(value, x):
         return value if x.is_floating_point() else int(value)
 
@@ -135,6 +140,7 @@ def torch_target() -> FunctionTarget:
         "layer_norm": lambda x, weight, bias, *, normalized_shape, eps: f.layer_norm(x, tuple(normalized_shape), weight, bias, eps),
         "rms_norm": rms, "fused_rms_norm": rms_statistics,
         "native_layer_norm": native_layer_norm,
+        "native_layer_norm_backward": layer_norm_backward,
         "matmul": torch.matmul, "mm": torch.mm, "bmm": torch.bmm, "linear": f.linear,
         "addmm": lambda i, a, b, *, beta, alpha: torch.addmm(i, a, b, beta=beta, alpha=alpha),
         "baddbmm": lambda i, a, b, *, beta, alpha: torch.baddbmm(i, a, b, beta=beta, alpha=alpha),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .stream import Stream
     from .tensor import Tensor
 
-__all__ = ["Allocator", "Buffer", "copy", "host_view"]
+__all__ = ["Allocator", "Buffer", "buffer_of", "copy", "host_view", "is_readonly", "use"]
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -400,7 +400,7 @@ class Buffer:
         address: of the first byte; aligned to the device's ``align_bytes``.
     """
 
-    __slots__ = ("device", "nbytes", "address", "_block", "_users")
+    __slots__ = ("device", "nbytes", "address", "_block", "_users", "_writer")
 
     def __init__(self, device: Device, nbytes: int, stream: Stream) -> None:
         if stream.device != device:
@@ -410,7 +410,9 @@ class Buffer:
         self.nbytes = nbytes
         self._block = device.allocator.take(nbytes, stream.handle)
         self.address = self._block.address
-        self._users = {stream.handle}
+        # Streams whose queued work uses the bytes: True where that work comes after the latest write.
+        self._users = {stream.handle: True}
+        self._writer = stream.handle
 
     def __repr__(self) -> str:
         return f"<haian buffer of {self.nbytes} bytes at {self.address:#x} on {self.device.name}{'' if self.alive else ', freed'}>"
@@ -420,8 +422,11 @@ class Buffer:
         return self._block is not None
 
     def used_on(self, stream: Stream) -> None:
-        """Says that work queued in ``stream`` uses these bytes, so that they are not reused before it has passed."""
-        self._users.add(stream.handle)
+        """Says that work queued in ``stream`` uses these bytes, so that they are not reused before it has passed.
+
+        Order is the caller's business here; ``use`` does both.
+        """
+        self._users.setdefault(stream.handle, False)
 
     def free(self) -> None:
         """Gives the bytes back before the last reference goes; a second call is an InvalidHandle."""
@@ -470,12 +475,37 @@ def buffer_of(t: Tensor) -> Buffer | None:
     Raises:
         InvalidHandle: it was freed.
     """
-    owner = t.owner
+    owner = None if t.device_index == 0 else t.owner
     while owner is not None and not isinstance(owner, Buffer):
         owner = getattr(owner, "owner", None)
     if owner is not None and not owner.alive:
         raise InvalidHandle(f"tensor of shape {t.shape} on {owner.device.name}: its buffer was freed; drop tensors before Buffer.free()")
     return owner
+
+
+def use(stream: Stream, reads: Iterable[Tensor | Buffer] = (), writes: Iterable[Tensor | Buffer] = ()) -> None:
+    """To be called before queuing work in ``stream`` that reads and writes these tensors or buffers of its device.
+
+    Orders the work behind what other streams have queued: a read behind the latest write, a write behind everything (two
+    streams that read the same weights do not wait for each other).  Keeps the memory from reuse before the work has passed.
+    Costs two dictionary look-ups a tensor while one stream is used, an event for each first use in another.
+
+    Raises:
+        InvalidHandle: a freed buffer.
+    """
+    handle = stream.handle
+    for thing in reads:
+        buffer = thing if isinstance(thing, Buffer) else buffer_of(thing)
+        if buffer is not None and not buffer._users.get(handle):
+            buffer.device.allocator.order((buffer._writer,), handle)
+            buffer._users[handle] = True
+    for thing in writes:
+        buffer = thing if isinstance(thing, Buffer) else buffer_of(thing)
+        if buffer is not None:
+            if len(buffer._users) > 1 or handle not in buffer._users:
+                buffer.device.allocator.order(tuple(buffer._users), handle)
+                buffer._users = {handle: True}
+            buffer._writer = handle
 
 
 def copy(dst: Tensor, src: Tensor, stream: Stream | None = None, blocking: bool = True) -> None:
@@ -505,11 +535,7 @@ def copy(dst: Tensor, src: Tensor, stream: Stream | None = None, blocking: bool 
         stream = here.current_stream
     elif stream.device != here:
         raise ArgumentError(f"copy: stream of {stream.device.name}; needs one of {here.name}")
-    for t in (dst, src):
-        buffer = None if t.device_index == 0 else buffer_of(t)
-        if buffer is not None and buffer.device == here:
-            buffer.device.allocator.order(tuple(buffer._users), stream.handle)
-            buffer.used_on(stream)
+    use(stream, [src] if src.device == here else (), [dst] if dst.device == here else ())
     if dst.device_index == 0 and src.device_index == 0:
         _within_host(dst, src, stream)
     elif src.device_index == 0:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .driver import Launch
 from .errors import ArgumentError, InvalidHandle, Unsupported
-from .memory import Buffer, buffer_of
+from .memory import Buffer, buffer_of, use
 
 if TYPE_CHECKING:
     from .device import Device
@@ -127,9 +127,7 @@ class Kernel:
         buffers: list[Buffer] = []
         for i, arg in enumerate(args):
             packed.append(self._argument(i, arg, buffers))
-        for buffer in buffers:
-            device.allocator.order(tuple(buffer._users), stream.handle)
-            buffer.used_on(stream)
+        use(stream, writes=buffers)  # which of them the kernel only reads, nothing here says
         device.driver.launch(device.index, Launch(self.handle, (x, y, z), threads, shared_bytes, packed, cluster), stream.handle)
 
     def _argument(self, i: int, arg: Any, buffers: list[Buffer]) -> tuple[str, int | float]:

@@ -72,7 +72,9 @@ class Stream:
     def query(self) -> bool:
         """Whether nothing is queued or running; raises the stream's asynchronous error, once."""
         self._check()
-        return self.device.driver.stream_query(self.handle) if self.handle else True
+        if self.handle:
+            return self.device.driver.stream_query(self.handle)
+        return self.record().query()  # copies here are synchronous, launches may not be (CUDA's are not)
 
     def wait(self, event: Event) -> None:
         """Later work here waits for the event's latest record; a no-op for an event never recorded.
@@ -103,6 +105,8 @@ class Stream:
                 return
             except Unsupported:  # documented: then the host waits and calls
                 self.synchronize()
+        else:
+            self.record().synchronize()
         fn()
 
     def close(self) -> None:

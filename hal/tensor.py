@@ -260,6 +260,12 @@ def clone(self: Tensor) -> Tensor:
     return _copied(self)
 
 
+def copy_(self: Tensor, src: Any) -> Tensor:
+    """Copies ``src``, broadcast and cast to this tensor's dtype, into this tensor; returns it."""
+    copy(self, expand(asarray(src, self.dtype), self.shape))
+    return self
+
+
 def _array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     array = numpy(self)
     if dtype is not None and np.dtype(dtype) != array.dtype:
@@ -525,8 +531,7 @@ def _getitem(self: Tensor, key: Any) -> Tensor:
 
 def _setitem(self: Tensor, key: Any, value: Any) -> None:
     """Copies ``value``, broadcast and cast to the tensor's dtype, into the view that ``key`` names."""
-    target = _getitem(self, key)
-    copy(target, expand(asarray(value, self.dtype), target.shape))
+    copy_(_getitem(self, key), value)
 
 
 # ---- attached: values ------------------------------------------------------------------------------------------------
@@ -599,7 +604,7 @@ def _corners(t: Tensor, axis: int) -> np.ndarray:
 
 _ATTACHED: dict[str, object] = {
     "device": property(_device), "readonly": property(_readonly), "T": property(_t), "mT": property(_mt),
-    "to": to, "cpu": cpu, "numpy": numpy, "contiguous": contiguous, "clone": clone,
+    "to": to, "cpu": cpu, "numpy": numpy, "contiguous": contiguous, "clone": clone, "copy_": copy_,
     "view": view, "reshape": reshape, "permute": permute, "transpose": transpose, "expand": expand,
     "squeeze": squeeze, "unsqueeze": unsqueeze, "item": item, "tolist": tolist,
     "__getitem__": _getitem, "__setitem__": _setitem, "__len__": _len, "__repr__": _repr, "__array__": _array,

@@ -8,6 +8,7 @@ import inspect
 from typing import Any
 
 from .. import _native
+from ..hal import tensor as _tensor  # noqa: F401  completes the native Tensor: dtypes, errors, cold methods
 from ..hal.dtype import DType, dtype
 from .dispatch import Resolver
 from .ops import OPS

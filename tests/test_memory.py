@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from haian.hal.driver import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, Copy
 from haian.hal.errors import AliasError, ArgumentError, DTypeError, InvalidHandle, OutOfMemory, ShapeError
-from haian.hal.memory import Buffer, _Pieces, copy
+from haian.hal.memory import Buffer, _Pieces, copy, use
 from hal_support import bare, blocked, no_leaks, registered
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -461,6 +461,27 @@ def test_reading_waits_for_the_stream_that_writes(pair):
         s.host_func(lambda: time.sleep(0.1))
         copy(x, hal.asarray(np.arange(100, dtype=np.int32)), blocking=False)
     np.testing.assert_array_equal(x.numpy(), np.arange(100))
+
+
+def test_readers_in_two_streams_do_not_wait_for_each_other(pair):
+    x = hal.asarray(np.arange(100, dtype=np.int32)).to(pair[0])
+    a, b = pair[0].stream(), pair[0].stream()
+    with blocked(a):
+        use(a, reads=[x])
+        out = hal.empty((100,), "int32")
+        copy(out, x, b)  # would wait for ever behind a reader in stream a
+        assert out.tolist() == list(range(100))
+        use(b, writes=[x])  # but a write comes after every read
+        done = b.record()
+        time.sleep(0.02)
+        assert not done.query()
+    b.synchronize()
+    with blocked(b):
+        use(b, writes=[x])
+        use(a, reads=[x])
+        assert not a.record().query()
+    a.close()
+    b.close()
 
 
 def test_copy_into_a_freed_buffer_is_refused(pair):

@@ -347,6 +347,12 @@ def test_setitem(place):
         t[0] = [1, 2]
 
 
+def test_copy_into(place):
+    t = asarray(np.zeros((2, 3), np.float32)).to(place)
+    assert t.copy_(np.array([1, 2, 3])) is t and t.T[1:].copy_(asarray(7).to(place)).shape == (2, 2)
+    assert t.tolist() == [[1, 7, 7], [1, 7, 7]]
+
+
 # ---- values ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("d", ALL, ids=str)
 def test_item_and_tolist_are_python_numbers(place, d):

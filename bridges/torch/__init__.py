@@ -5,11 +5,12 @@ does not take go to torch's own kernel and are counted.  It serves host memory.
 """
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ...hal.errors import ArgumentError, EnvironmentMissing
+from ...hal.errors import ArgumentError, EnvironmentMissing, Unsupported
 
 try:
     import torch
@@ -41,8 +42,10 @@ class Enabled:
         self.names = tuple(names)
         table = aten_table()
         self._library = torch.library.Library("aten", "IMPL")
-        for name in names:
-            self._override(name, table[name])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")  # what enable() is for
+            for name in names:
+                self._override(name, table[name])
 
     def _override(self, name: str, serve: Any) -> None:
         key = name.removeprefix("aten.").removesuffix(".default")
@@ -52,7 +55,7 @@ class Enabled:
         def call(keyset: Any, *args: Any, **kwargs: Any) -> Any:
             try:
                 result = serve(*args, **kwargs)
-            except Pass as left:
+            except (Pass, Unsupported) as left:  # refused before anything was written
                 count.left(name, str(left))
                 return own.call_boxed(keyset, *args, **kwargs)
             count.served(name)

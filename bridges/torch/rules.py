@@ -117,6 +117,8 @@ def _pointwise(record: Op, make: Make, args: list[Any], attrs: dict[str, Any]) -
 def _is_leaf(overload: str) -> bool:
     """CompositeImplicit names must not be overridden below autograd: it would no longer see their parts."""
     name = "aten::" + overload.removesuffix(".default")
+    if not torch._C._dispatch_has_kernel(name):  # TorchScript's overloads on lists and scalars are not dispatched
+        return False
     return not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
 
 

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 
 #define BLOCK 512                 /* accumulators of one destination row kept at once: 4 KiB of doubles */
-#define SCRATCH_BYTES (256 << 10) /* float accumulators of a group of columns of 16-bit floats: half an L2 */
+#define CACHE_BYTES (512 << 10)   /* what columns that are visited at random may take: most of a small L2 */
 
 /* ---- indices ----------------------------------------------------------------------------------------------------- */
 static inline int64_t index_at(const void *index, int64_t i, bool wide) {
@@ -52,7 +52,7 @@ static int32_t check_indices(const char *op, const char *name, const haian_tenso
   check_job job = {.walk = {.ndim = t->ndim, .tensors = 1}, .index = t->data, .size = (uint64_t)size,
                    .wide = t->dtype == HAIAN_I64};
   for (int d = 0; d < t->ndim; d++) {
-    job.walk.shape[d] = t->shape[d];
+    job.walk.shape[d] = t->stride[d] ? t->shape[d] : 1; /* an expanded axis repeats what was seen */
     job.walk.stride[d][0] = t->stride[d];
   }
   haian_walk_merge(&job.walk);
@@ -194,37 +194,56 @@ static void pad_to_two_axes(haian_walk *w) {
   }
 }
 
-/* walk: out's axes as in take_job; indices are checked. */
+/* How many neighbouring columns of `size` elements fit the second cache together; whole lines of 64 bytes. */
+static int64_t lines_in_cache(int64_t size, int64_t item) {
+  int64_t line = 64 / item, lines = CACHE_BYTES / 64 / (size + 1);
+  return (lines < 1 ? 1 : lines) * line;
+}
+
+/* walk: sorted and merged, at least two axes; job: the rest. */
+static void take_part(const take_job *base, const haian_walk *walk, int64_t first, int64_t n) {
+  take_job job = *base;
+  const int64_t *inner = walk->stride[walk->ndim - 1];
+  job.walk = *walk;
+  job.walk.shape[walk->ndim - 1] = n;
+  job.y += first * inner[0] * job.item;
+  job.index = (const char *)job.index + first * inner[1] * (job.wide ? 8 : 4);
+  job.x += first * inner[2] * job.item;
+  if (n > 0)
+    haian_parallel_for(haian_walk_rows(walk, walk->ndim - 1), 1 + HAIAN_GRAIN_BYTES / (n * job.item), take_rows, &job);
+}
+
+/* walk: out's axes as in take_job; x has `size` entries along the looked-up axis; indices are checked. */
 static void take(haian_walk walk, const haian_tensor *out, const haian_tensor *index, const haian_tensor *x,
-                 int64_t x_stride) {
+                 int64_t x_stride, int64_t size) {
   if (out->numel == 0) return;
   int64_t offset[HAIAN_WALK_TENSORS] = {0}, item = haian_itemsize(out->dtype);
-  bool wide = index->dtype == HAIAN_I64;
   walk.tensors = 3;
   haian_walk_sort(&walk, offset);
   haian_walk_merge(&walk);
   pad_to_two_axes(&walk);
-  int64_t n = walk.shape[walk.ndim - 1], rows = out->numel / n;
-  int64_t *inner = walk.stride[walk.ndim - 1];
-  if (inner[1] != 0 && rows == 1 && n > 1 << 15) { /* one long row: cut it for the threads, the rest after them */
-    int64_t length = 1 << 13, whole = n / length * length;
-    haian_walk rest = walk;
-    rest.shape[rest.ndim - 1] = n - whole;
-    take_job tail = {.walk = rest, .item = item, .x_stride = x_stride, .wide = wide};
-    tail.y = (char *)out->data + (offset[0] + whole * inner[0]) * item;
-    tail.index = (const char *)index->data + (offset[1] + whole * inner[1]) * (wide ? 8 : 4);
-    tail.x = (const char *)x->data + (offset[2] + whole * inner[2]) * item;
-    if (n > whole) take_rows(&tail, 0, 1);
-    walk.shape[walk.ndim - 2] = rows = n / length;
-    for (int t = 0; t < 3; t++) walk.stride[walk.ndim - 2][t] = inner[t] * length;
-    walk.shape[walk.ndim - 1] = n = length;
-  }
-  take_job job = {.walk = walk, .item = item, .x_stride = x_stride, .wide = wide};
+  take_job job = {.item = item, .x_stride = x_stride, .wide = index->dtype == HAIAN_I64};
   job.y = (char *)out->data + offset[0] * item;
-  job.index = (const char *)index->data + offset[1] * (wide ? 8 : 4);
+  job.index = (const char *)index->data + offset[1] * (job.wide ? 8 : 4);
   job.x = (const char *)x->data + offset[2] * item;
+  int last = walk.ndim - 1;
+  int64_t n = walk.shape[last], rows = out->numel / n, block = n;
+  int64_t *inner = walk.stride[last];
   job.stream = out->numel * item >= HAIAN_STREAM_BYTES && inner[1] == 0 && inner[0] == 1 && inner[2] == 1;
-  haian_parallel_for(rows, 1 + HAIAN_GRAIN_BYTES / (n * item), take_rows, &job);
+  if (inner[1] != 0 && rows == 1) block = 1 << 13; /* one long row: cut it for the threads */
+  else if (inner[1] != 0 && inner[2] != 0) block = lines_in_cache(size, item); /* columns whose x stays in the cache */
+  if (block >= n || walk.ndim == HAIAN_MAX_RANK) {
+    take_part(&job, &walk, 0, n);
+    return;
+  }
+  haian_walk cut = walk; /* axes (blocks, ..., block) */
+  memmove(cut.shape + 1, walk.shape, (size_t)walk.ndim * sizeof walk.shape[0]);
+  memmove(cut.stride + 1, walk.stride, (size_t)walk.ndim * sizeof walk.stride[0]);
+  cut.ndim++;
+  cut.shape[0] = n / block;
+  for (int t = 0; t < 3; t++) cut.stride[0][t] = inner[t] * block;
+  take_part(&job, &cut, 0, block);
+  take_part(&job, &walk, n / block * block, n % block);
 }
 
 static int32_t need_three(const char *op, const haian_args *args, int n_in, int n_attr) {
@@ -276,7 +295,7 @@ static int32_t run_embedding(const haian_args *args) {
     w.stride[d][1] = d < last ? indices->stride[d] : 0;
     w.stride[d][2] = d < last ? 0 : weight->stride[1];
   }
-  take(w, out, indices, weight, weight->stride[0]);
+  take(w, out, indices, weight, weight->stride[0], weight->shape[0]);
   return HAIAN_OK;
 }
 
@@ -301,7 +320,7 @@ static int32_t run_gather(const haian_args *args) {
     w.stride[d][1] = index->stride[d];
     w.stride[d][2] = d == dim ? 0 : x->stride[d];
   }
-  take(w, out, index, x, x->ndim ? x->stride[dim] : 0);
+  take(w, out, index, x, x->ndim ? x->stride[dim] : 0, x->ndim ? x->shape[dim] : 1);
   return HAIAN_OK;
 }
 
@@ -324,7 +343,7 @@ static int32_t run_index_select(const haian_args *args) {
     w.stride[d][1] = d == dim && index->ndim ? index->stride[0] : 0;
     w.stride[d][2] = d == dim ? 0 : x->stride[d];
   }
-  take(w, out, index, x, x->ndim ? x->stride[dim] : 0);
+  take(w, out, index, x, x->ndim ? x->stride[dim] : 0, x->ndim ? x->shape[dim] : 1);
   return HAIAN_OK;
 }
 
@@ -342,10 +361,10 @@ typedef struct add_job {
   int64_t y_stride, x_stride, index_stride, source_stride; /* along the summed axis */
   int64_t size, n;             /* destinations, terms */
   int64_t blocks;              /* of BLOCK elements along a row */
-  int64_t group;               /* columns whose accumulators fit SCRATCH_BYTES */
+  int64_t group;               /* columns that one unit takes */
   double alpha;
   int64_t alpha_int;
-  bool wide;
+  bool wide, stream;
   int32_t status; /* atomic */
 } add_job;
 
@@ -353,6 +372,15 @@ typedef struct add_job {
 #define ADD_FLOAT(a, alpha, v) ((a) + (alpha) * (v))
 #define ADD_INTEGER(a, alpha, v) ((a) + 1u * (alpha) * (v)) /* 1u: small unsigned types would promote to int */
 #define ADD_BOOL(a, alpha, v) ((a) | ((alpha) & (v)))
+
+#define ADD_LOOP(T, A, LOAD, ADD, I) \
+  { \
+    const I *at = (const I *)job->index + index; \
+    for (int64_t i = 0; i < n; i++) { \
+      A *a = to + at[i * index_step] * to_stride + i * to_step; \
+      *a = (A)ADD(*a, alpha, (A)LOAD(source[i * source_step])); \
+    } \
+  }
 
 /* T: storage; A: accumulator. */
 #define DEFINE_ADD(NAME, T, A, LOAD, STORE, ADD, ALPHA) \
@@ -382,9 +410,14 @@ typedef struct add_job {
         if (ss == 1) for (int64_t i = 0; i < n; i++) sum[i] = (A)ADD(sum[i], alpha, (A)LOAD(s[i])); \
         else for (int64_t i = 0; i < n; i++) sum[i] = (A)ADD(sum[i], alpha, (A)LOAD(s[i * ss])); \
       } \
-      if (ys == 1) for (int64_t i = 0; i < n; i++) y[i] = (T)STORE(sum[i]); \
+      if (job->stream) { \
+        T row[BLOCK]; \
+        for (int64_t i = 0; i < n; i++) row[i] = (T)STORE(sum[i]); \
+        haian_copy_run((char *)y, (const char *)row, n * (int64_t)sizeof(T), true); \
+      } else if (ys == 1) for (int64_t i = 0; i < n; i++) y[i] = (T)STORE(sum[i]); \
       else for (int64_t i = 0; i < n; i++) y[i * ys] = (T)STORE(sum[i]); \
     } \
+    if (job->stream) haian_stream_fence(); \
   } \
   /* `columns` neighbouring columns: to[destination * to_stride + c * to_step]. */ \
   static inline __attribute__((always_inline)) void add_columns_##NAME( \
@@ -392,16 +425,16 @@ typedef struct add_job {
       int64_t source_step, int64_t columns) { \
     A alpha = (A)(ALPHA); \
     bool along = columns == 1 || (job->source_stride < source_step && job->source_stride >= 0); /* follow memory */ \
-    int64_t outer = along ? columns : job->n, n = along ? job->n : columns; \
-    for (int64_t j = 0; j < outer; j++) \
-      for (int64_t i = 0; i < n; i++) { \
-        int64_t k = along ? i : j, c = along ? j : i; \
-        int64_t v = index_at(job->index, index + k * job->index_stride + c * index_step, job->wide); \
-        A *a = to + v * to_stride + c * to_step; \
-        *a = (A)ADD(*a, alpha, (A)LOAD(source[k * job->source_stride + c * source_step])); \
-      } \
+    int64_t rows = along ? columns : job->n, n = along ? job->n : columns; \
+    int64_t index_row = along ? index_step : job->index_stride, source_row = along ? source_step : job->source_stride; \
+    int64_t to_row = along ? to_step : 0; \
+    if (along) to_step = 0, index_step = job->index_stride, source_step = job->source_stride; \
+    for (int64_t j = 0; j < rows; j++, index += index_row, source += source_row, to += to_row) { \
+      if (job->wide) ADD_LOOP(T, A, LOAD, ADD, int64_t) \
+      else ADD_LOOP(T, A, LOAD, ADD, int32_t) \
+    } \
   } \
-  /* Units: columns. */ \
+  /* Units: groups of neighbouring columns. */ \
   static void add_by_column_##NAME(void *ctx, int64_t lo, int64_t hi) { \
     add_job *job = ctx; \
     const haian_walk *w = &job->walk; \
@@ -412,12 +445,11 @@ typedef struct add_job {
       __atomic_store_n(&job->status, HAIAN_OUT_OF_MEMORY, __ATOMIC_RELAXED); \
       return; \
     } \
-    int64_t length = w->shape[w->ndim - 1]; \
-    while (lo < hi) { \
-      int64_t at = lo % length, take = length - at < hi - lo ? length - at : hi - lo; \
+    int64_t length = w->shape[w->ndim - 1], groups = (length + job->group - 1) / job->group; \
+    for (; lo < hi; lo++) { \
+      int64_t at = lo % groups * job->group, take = length - at < job->group ? length - at : job->group; \
       haian_place place; \
-      haian_place_seek(&place, w, w->ndim - 1, lo / length); \
-      if (take > job->group) take = job->group; \
+      haian_place_seek(&place, w, w->ndim - 1, lo / groups); \
       T *y = (T *)job->y + place.offset[0] + at * inner[0]; \
       const T *source = (const T *)job->source + place.offset[2] + at * inner[2]; \
       int64_t index = place.offset[1] + at * inner[1]; \
@@ -430,7 +462,6 @@ typedef struct add_job {
         for (int64_t v = 0; v < job->size; v++) \
           for (int64_t c = 0; c < take; c++) y[v * job->y_stride + c * inner[0]] = (T)STORE(scratch[v * take + c]); \
       } \
-      lo += take; \
     } \
     free(scratch); \
   }
@@ -496,6 +527,7 @@ static int32_t add_by_destination(const char *op, add_job *job, const haian_walk
   int64_t row = w->shape[w->ndim - 1], units;
   job->blocks = (row + BLOCK - 1) / BLOCK;
   units = job->size * haian_walk_rows(w, w->ndim - 1) * job->blocks;
+  job->stream = w->stride[w->ndim - 1][0] == 1 && row >= 64 && units / job->blocks * row * item >= HAIAN_STREAM_BYTES;
   int64_t work = (row < BLOCK ? row : BLOCK) * (1 + index->numel / (job->size ? job->size : 1)) + 16;
   haian_parallel_for(units, 1 + (1 << 14) / work, adders[dtype].by_destination, job);
   free(start);
@@ -593,9 +625,12 @@ static int32_t add_along(const char *op, const haian_tensor *x, int dim, const h
   job.index = (const char *)index->data + offset[1] * (job.wide ? 8 : 4);
   job.source += offset[2] * item;
   bool scratch = out->dtype == HAIAN_F16 || out->dtype == HAIAN_BF16;
-  job.group = scratch ? 1 + SCRATCH_BYTES / (int64_t)sizeof(float) / (1 + job.size) : INT64_MAX;
-  if (job.group > w->shape[w->ndim - 1]) job.group = w->shape[w->ndim - 1];
-  haian_parallel_for(columns, 1 + (1 << 14) / (job.n + job.size), adders[out->dtype].by_column, &job);
+  int64_t length = w->shape[w->ndim - 1], share = columns / 64 / 16 * 16 + 16; /* 64 units or more where possible */
+  job.group = lines_in_cache(job.size, scratch ? (int64_t)sizeof(float) : item);
+  if (job.group > share) job.group = share;
+  if (job.group > length) job.group = length;
+  int64_t units = columns / length * ((length + job.group - 1) / job.group);
+  haian_parallel_for(units, 1 + (1 << 14) / ((job.n + job.size) * job.group), adders[out->dtype].by_column, &job);
   HAIAN_REQUIRE(job.status == HAIAN_OK, job.status, "%s: no memory for %lld accumulators", op,
                 (long long)(job.size * job.group));
   return HAIAN_OK;

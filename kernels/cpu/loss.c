@@ -39,7 +39,8 @@ static int32_t check(const char *name, const haian_tensor *x, const haian_tensor
   HAIAN_REQUIRE(target->dtype == HAIAN_I64, HAIAN_DTYPE, "%s: target has dtype %s; needs int64 class numbers; cast it first", name,
                 haian_dtype_name(target->dtype));
   HAIAN_REQUIRE(target->ndim == x->ndim - 1 && (x->ndim == 1 || target->shape[0] == x->shape[0]), HAIAN_SHAPE,
-                "%s: x is %s and target %s; target needs one class number for each row of x", name, row_shape(x).text, row_shape(target).text);
+                "%s: x is %s and target %s; target needs %s%.0lld%s, one class number for each row", name, row_shape(x).text, row_shape(target).text,
+                x->ndim == 2 ? "shape (" : "shape ()", (long long)(x->ndim == 2 ? x->shape[0] : 0), x->ndim == 2 ? ",)" : "");
   int64_t classes = x->shape[x->ndim - 1], rows = x->ndim == 2 ? x->shape[0] : 1, step = x->ndim == 2 ? target->stride[0] : 0;
   if (w) {
     HAIAN_REQUIRE(w->dtype == x->dtype, HAIAN_DTYPE, "%s: weight has dtype %s and x %s; cast one first", name, haian_dtype_name(w->dtype),

@@ -44,12 +44,15 @@ static int32_t check_x(const char *name, const haian_tensor *x) {
 static int32_t check_tail(const char *name, const char *what, const haian_tensor *x, const int64_t *shape, int32_t count) {
   bool fits = count <= x->ndim;
   for (int32_t i = 0; i < count && fits; i++) fits = shape[i] == x->shape[x->ndim - count + i];
-  HAIAN_REQUIRE(fits, HAIAN_SHAPE, "%s: the input is %s; its last %d sizes must be those of %s", name, row_shape(x).text, count, what);
-  return HAIAN_OK;
+  if (fits) return HAIAN_OK;
+  haian_tensor t = {.ndim = count < HAIAN_MAX_RANK ? count : HAIAN_MAX_RANK};
+  memcpy(t.shape, shape, sizeof shape[0] * (size_t)t.ndim);
+  return haian_fail(HAIAN_SHAPE, "%s: %s is %s and the input %s; it must be the last sizes of the input", name, what, row_shape(&t).text,
+                    row_shape(x).text);
 }
 
 static int32_t check_shape(const char *name, const haian_attr *shape, const haian_tensor *x) {
-  HAIAN_REQUIRE(shape->kind == HAIAN_INTS && shape->count >= 1, HAIAN_SHAPE, "%s: normalized_shape is empty; name at least the last size of the input %s",
+  HAIAN_REQUIRE(shape->kind == HAIAN_INTS && shape->count >= 1, HAIAN_SHAPE, "%s: normalized_shape is (); name at least the last size of the input %s",
                 name, row_shape(x).text);
   return check_tail(name, "normalized_shape", x, shape->v, shape->count);
 }
@@ -61,7 +64,7 @@ static int32_t check_weight(const char *name, const char *what, const haian_tens
                 "%s: %s has dtype %s and the input %s; they must be equal", name, what, haian_dtype_name(w->dtype), haian_dtype_name(x->dtype));
   HAIAN_REQUIRE(w->ndim == count, HAIAN_SHAPE, "%s: %s is %s; needs the last %d sizes of the input %s", name, what, row_shape(w).text, count,
                 row_shape(x).text);
-  return check_tail(name, what, x, w->shape, count);
+  return check_tail(name, what, x, w->shape, w->ndim);
 }
 
 static int32_t check_like(const char *name, const char *what, const haian_tensor *t, const haian_tensor *x) {
@@ -79,9 +82,11 @@ static int32_t check_stat(const char *name, const char *what, const haian_tensor
                 haian_dtype_name(dtype), haian_dtype_name(x->dtype));
   bool fits = t->ndim == x->ndim;
   for (int i = 0; i < x->ndim && fits; i++) fits = t->shape[i] == (i < x->ndim - count ? x->shape[i] : 1);
-  HAIAN_REQUIRE(fits, HAIAN_SHAPE, "%s: %s is %s; needs the shape of the input %s with 1 for the last %d axes", name, what, row_shape(t).text,
-                row_shape(x).text, count);
-  return HAIAN_OK;
+  if (fits) return HAIAN_OK;
+  haian_tensor want = *x;
+  for (int i = x->ndim - count; i < x->ndim; i++) want.shape[i] = 1;
+  return haian_fail(HAIAN_SHAPE, "%s: %s is %s; needs %s for an input of %s", name, what, row_shape(t).text, row_shape(&want).text,
+                    row_shape(x).text);
 }
 
 static uint32_t tail_mask(const haian_tensor *x, int32_t count) {

@@ -8,34 +8,63 @@
 #define WORDS (4 * BLOCKS)
 #define GRAIN (16 << 10)    /* elements: ~10 us of rounds */
 
+/* Lanes of 64 bits hold 32-bit words; what stands above them is ignored, as the multiplications do.  That leaves six
+ * instructions a round: two products, two shifts, two three-way exclusive ors. */
+#if defined(__AVX512F__)
+#define LANES 8
+#define PRODUCT(a, b) (lanes)_mm512_mul_epu32((__m512i)(a), (__m512i)(b))
+#elif defined(__AVX2__)
+#define LANES 4
+#define PRODUCT(a, b) (lanes)_mm256_mul_epu32((__m256i)(a), (__m256i)(b))
+#elif defined(__SSE2__)
+#define LANES 2
+#define PRODUCT(a, b) (lanes)_mm_mul_epu32((__m128i)(a), (__m128i)(b))
+#else
+#define LANES 2
+#define PRODUCT(a, b) (((a) & 0xffffffffu) * (b))
+#endif
+#if LANES == 8
+#define ZIP(p, q, k) \
+  __builtin_shufflevector(p, q, 4 * k, 8 + 4 * k, 4 * k + 1, 9 + 4 * k, 4 * k + 2, 10 + 4 * k, 4 * k + 3, 11 + 4 * k)
+#elif LANES == 4
+#define ZIP(p, q, k) __builtin_shufflevector(p, q, 2 * k, 4 + 2 * k, 2 * k + 1, 5 + 2 * k)
+#else
+#define ZIP(p, q, k) __builtin_shufflevector(p, q, k, 2 + k)
+#endif
+typedef uint64_t lanes __attribute__((vector_size(8 * LANES)));
+#define TOGETHER (LANES == 8 ? 4 : 2) /* vectors under way at once, against the latency of a product; 32 or 16 registers */
+#define EACH for (int v = 0; v < TOGETHER; v++)
+
 /* words[4 * j + w] = word w of block first + j, for BLOCKS blocks. */
-static void philox(uint64_t seed, uint64_t offset, uint64_t first, uint32_t *restrict words) {
-  uint32_t c0[BLOCKS], c1[BLOCKS], c2[BLOCKS], c3[BLOCKS];
-  uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-  for (int j = 0; j < BLOCKS; j++) {
-    uint64_t block = first + (uint64_t)j;
-    c0[j] = (uint32_t)block;
-    c1[j] = (uint32_t)(block >> 32);
-    c2[j] = (uint32_t)offset;
-    c3[j] = (uint32_t)(offset >> 32);
-  }
-  for (int round = 0; round < 10; round++) {
-    for (int j = 0; j < BLOCKS; j++) {
-      uint64_t p = (uint64_t)c0[j] * 0xD2511F53u, q = (uint64_t)c2[j] * 0xCD9E8D57u;
-      uint32_t n0 = (uint32_t)(q >> 32) ^ c1[j] ^ k0, n2 = (uint32_t)(p >> 32) ^ c3[j] ^ k1;
-      c1[j] = (uint32_t)q;
-      c3[j] = (uint32_t)p;
-      c0[j] = n0;
-      c2[j] = n2;
+static void philox(uint64_t seed, uint64_t offset, uint64_t first, uint32_t *words) {
+  lanes count;
+  for (int i = 0; i < LANES; i++) count[i] = (uint64_t)i;
+  for (int j = 0; j < BLOCKS; j += TOGETHER * LANES) {
+    lanes c0[TOGETHER], c1[TOGETHER], c2[TOGETHER], c3[TOGETHER], zero = {0};
+    EACH {
+      c0[v] = count + (first + (uint64_t)(j + v * LANES));
+      c1[v] = c0[v] >> 32;
+      c2[v] = zero + offset;
+      c3[v] = zero + (offset >> 32);
     }
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  for (int j = 0; j < BLOCKS; j++) {
-    words[4 * j] = c0[j];
-    words[4 * j + 1] = c1[j];
-    words[4 * j + 2] = c2[j];
-    words[4 * j + 3] = c3[j];
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    for (int round = 0; round < 10; round++) {
+      EACH {
+        lanes p = PRODUCT(c0[v], zero + 0xD2511F53u), q = PRODUCT(c2[v], zero + 0xCD9E8D57u);
+        c0[v] = (q >> 32) ^ c1[v] ^ (zero + k0);
+        c1[v] = q;
+        c2[v] = (p >> 32) ^ c3[v] ^ (zero + k1);
+        c3[v] = p;
+      }
+      k0 += 0x9E3779B9u;
+      k1 += 0xBB67AE85u;
+    }
+    EACH { /* words 0 and 1, then 2 and 3 of a block stand in one lane (little endian); zipping makes blocks whole */
+      lanes low = (c0[v] & 0xffffffffu) | c1[v] << 32, high = (c2[v] & 0xffffffffu) | c3[v] << 32;
+      lanes one = ZIP(low, high, 0), two = ZIP(low, high, 1);
+      memcpy(words + 4 * (j + v * LANES), &one, sizeof one);
+      memcpy(words + 4 * (j + v * LANES) + 2 * LANES, &two, sizeof two);
+    }
   }
 }
 
@@ -50,21 +79,28 @@ typedef struct random_job {
   bool contiguous, stream;
 } random_job;
 
-/* Element `lo` on from its words, n at most WORDS (float64: WORDS / 2). */
+/* n elements from their words; n at most WORDS (float64: WORDS / 2). */
 static void uniform(int32_t dtype, const uint32_t *restrict w, void *restrict to, int64_t n) {
+  float wide[WORDS];
   if (dtype == HAIAN_F32) {
     float *y = to;
     for (int64_t i = 0; i < n; i++) y[i] = (float)(int32_t)(w[i] >> 8) * 0x1p-24f;
   } else if (dtype == HAIAN_F64) {
     double *y = to;
-    for (int64_t i = 0; i < n; i++)
-      y[i] = (double)(int64_t)(((uint64_t)w[2 * i] << 21) ^ (w[2 * i + 1] >> 11)) * 0x1p-53;
+    for (int64_t i = 0; i < n; i++) {
+      uint64_t k = ((uint64_t)w[2 * i] << 21) ^ (w[2 * i + 1] >> 11); /* 53 bits */
+      uint64_t low = (k & 0xffffffffu) | 0x4330000000000000u, high = (k >> 32) | 0x4530000000000000u;
+      double below, above; /* 2^52 + low half, 2^84 + 2^32 * high half: exact, and vector code without AVX-512 too */
+      memcpy(&below, &low, 8);
+      memcpy(&above, &high, 8);
+      y[i] = ((above - (0x1p84 + 0x1p52)) + below) * 0x1p-53;
+    }
   } else if (dtype == HAIAN_F16) { /* 11 bits, 8 bits: exactly representable, the conversions do not round */
-    uint16_t *y = to;
-    for (int64_t i = 0; i < n; i++) y[i] = haian_f16_store((float)(int32_t)(w[i] >> 21) * 0x1p-11f);
+    for (int64_t i = 0; i < n; i++) wide[i] = (float)(int32_t)(w[i] >> 21) * 0x1p-11f;
+    HAIAN_SYM(f32_to_f16)(wide, to, n);
   } else {
-    uint16_t *y = to;
-    for (int64_t i = 0; i < n; i++) y[i] = haian_bf16_store((float)(int32_t)(w[i] >> 24) * 0x1p-8f);
+    for (int64_t i = 0; i < n; i++) wide[i] = (float)(int32_t)(w[i] >> 24) * 0x1p-8f;
+    HAIAN_SYM(f32_to_bf16)(wide, to, n);
   }
 }
 
@@ -72,8 +108,10 @@ static void uniform(int32_t dtype, const uint32_t *restrict w, void *restrict to
 static void drop(const random_job *job, const uint32_t *restrict w, const void *from, void *to, uint8_t *restrict keep,
                  int64_t n) {
   uint32_t threshold = job->threshold;
-  float scale = (float)job->scale;
-  for (int64_t i = 0; i < n; i++) keep[i] = (w[i] >> 8) >= threshold;
+  double scale64 = job->scale;
+  float scale = (float)scale64;
+  if (job->mask)
+    for (int64_t i = 0; i < n; i++) keep[i] = (w[i] >> 8) >= threshold;
   if (job->dtype == HAIAN_F32) {
     const float *restrict x = from;
     float *restrict y = to;
@@ -81,16 +119,14 @@ static void drop(const random_job *job, const uint32_t *restrict w, const void *
   } else if (job->dtype == HAIAN_F64) {
     const double *restrict x = from;
     double *restrict y = to;
-    for (int64_t i = 0; i < n; i++) y[i] = (w[i] >> 8) >= threshold ? x[i] * job->scale : 0.0;
+    for (int64_t i = 0; i < n; i++) y[i] = (w[i] >> 8) >= threshold ? x[i] * scale64 : 0.0;
   } else {
-    const uint16_t *restrict x = from;
-    uint16_t *restrict y = to;
     float wide[WORDS];
-    if (job->dtype == HAIAN_F16) HAIAN_SYM(f16_to_f32)(x, wide, n);
-    else HAIAN_SYM(bf16_to_f32)(x, wide, n);
+    if (job->dtype == HAIAN_F16) HAIAN_SYM(f16_to_f32)(from, wide, n);
+    else HAIAN_SYM(bf16_to_f32)(from, wide, n);
     for (int64_t i = 0; i < n; i++) wide[i] = (w[i] >> 8) >= threshold ? wide[i] * scale : 0.0f;
-    if (job->dtype == HAIAN_F16) HAIAN_SYM(f32_to_f16)(wide, y, n);
-    else HAIAN_SYM(f32_to_bf16)(wide, y, n);
+    if (job->dtype == HAIAN_F16) HAIAN_SYM(f32_to_f16)(wide, to, n);
+    else HAIAN_SYM(f32_to_bf16)(wide, to, n);
   }
 }
 

@@ -147,12 +147,13 @@ static int32_t reduce(enum reduce_op op, const char *name, const haian_args *arg
   int32_t bad = axes_of(name, &args->attr[0], x->ndim, &mask);
   if (bad) return bad;
   bool keepdim = args->attr[keep_at].kind == HAIAN_INT && args->attr[keep_at].i != 0;
+  for (int i = 0; i < x->ndim && (op == AMAX || op == AMIN); i++)
+    HAIAN_REQUIRE(x->shape[i] || !(mask >> i & 1), HAIAN_SHAPE, "%s: x has shape %s and no element along axis %d; needs one at least", name,
+                  row_shape(x).text, i);
   if ((bad = check_result(name, x, y, mask, keepdim))) return bad;
   job.op = op;
   job.correction = correction;
   plan(&job, x, y, mask, keepdim);
-  HAIAN_REQUIRE(job.n > 0 || (op != AMAX && op != AMIN), HAIAN_SHAPE, "%s: no values along the reduced axes of %s; needs at least one", name,
-                row_shape(x).text);
   if (y->numel == 0) return HAIAN_OK;
   return !row_is_float(compute) ? reduce_i64(&job) : compute == HAIAN_F64 ? reduce_f64(&job) : reduce_f32(&job);
 }

@@ -48,7 +48,7 @@ static int32_t run(bool smallest, const char *name, const haian_args *args) {
   HAIAN_REQUIRE(fits && d == y->ndim, HAIAN_SHAPE, "%s: the result is %s for an input of %s; needs the input's shape %s the reduced axes", name,
                 row_shape(y).text, row_shape(x).text, keepdim ? "with 1 for" : "without");
   int64_t n = axis < 0 ? x->numel : x->ndim ? x->shape[axis] : 1;
-  HAIAN_REQUIRE(n > 0, HAIAN_SHAPE, "%s: no values along the reduced axes of %s; needs at least one", name, row_shape(x).text);
+  HAIAN_REQUIRE(n > 0, HAIAN_SHAPE, "%s: x has shape %s and no element along the reduced axes; needs one at least", name, row_shape(x).text);
   if (y->numel == 0) return HAIAN_OK;
 
   index_job job;

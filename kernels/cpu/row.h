@@ -120,13 +120,18 @@ static inline int64_t row_grain(int64_t n, int64_t bytes) {
 
 /* exp(x) 2^64 for x <= 0 (softmax shifts by the maximum, and the factor leaves with the division by the sum): exponents
  * stay in the normal range, which saves the second scaling and the upper clamp of haian_expf; half its instructions.
- * x < -104 counts as -104, whose exp is below half the smallest float.  One-step reduction: the error of ln2 adds
+ * x < -104 counts as -104, whose exp is below half the smallest float.  One-step reduction with FMA: the error of ln2 adds
  * 2e-9 |x|, a thirtieth of what rounding x itself leaves.  Relative error otherwise below 2^-23. */
 #define ROW_EXP_SCALE 0x1p64
 ROW_INLINE float row_exp_f32(float x) {
   x = x < -104.0f ? -104.0f : x; /* NaN stays */
   const float rounder = 0x1.8p23f + 191.0f; /* leaves n + 127 + 64 in the low bits */
-  float t = x * 0x1.715476p+0f + rounder, n = t - rounder, r = x - n * 0x1.62e43p-1f;
+  float t = x * 0x1.715476p+0f + rounder, n = t - rounder;
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  float r = x - n * 0x1.62e43p-1f;
+#else
+  float r = (x - n * HAIAN_LN2_HIF) - n * HAIAN_LN2_LOF; /* the product would be rounded */
+#endif
   float p = 0x1.6ac686p-10f; /* coefficients of haian_expf */
   p = p * r + 0x1.123ddep-7f;
   p = p * r + 0x1.555858p-5f;

@@ -164,6 +164,15 @@ static int bind_list(PyObject *v, bound *b) {
   return 1;
 }
 
+/* Names in a call are interned and compare by address; names out of a ** dictionary may not be. */
+static int find_param(const op_object *op, PyObject *key) {
+  for (int i = 0; i < op->n_params; i++)
+    if (op->params[i].name == key) return i;
+  for (int i = 0; i < op->n_params; i++)
+    if (PyUnicode_Compare(op->params[i].name, key) == 0) return i;
+  return op->n_params;
+}
+
 static int bind_arguments(op_object *op, PyObject *const *args, Py_ssize_t n, PyObject *kwnames, bound *b) {
   b->n_in = op->n_in;
   b->n_ints = 0;
@@ -185,12 +194,11 @@ static int bind_arguments(op_object *op, PyObject *const *args, Py_ssize_t n, Py
   Py_ssize_t n_kw = kwnames ? PyTuple_GET_SIZE(kwnames) : 0;
   for (Py_ssize_t k = 0; k < n_kw; k++) {
     PyObject *key = PyTuple_GET_ITEM(kwnames, k), *v = args[n + k];
-    if (key == s_out) {
+    if (key == s_out || (find_param(op, key) == op->n_params && PyUnicode_Compare(key, s_out) == 0)) {
       b->out = v == Py_None ? NULL : v;
       continue;
     }
-    int i = 0;
-    while (i < op->n_params && op->params[i].name != key) i++;
+    int i = find_param(op, key);
     if (i == op->n_params || (seen >> i & 1)) return 0;
     const param *p = &op->params[i];
     if (!(p->kind == KIND_TENSOR ? bind_tensor(p, v, b) : p->kind == KIND_TENSORS ? bind_list(v, b) : bind_attr(p, v, b))) return 0;

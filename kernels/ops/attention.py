@@ -29,7 +29,7 @@ def _check(name, query, key, value, mask, gqa):
     if value.shape[1:3] != key.shape[1:3]:
         raise ShapeError(f"{name}: key is {key.shape}, value {value.shape}; axes 1 and 2 (heads, keys) must be equal")
     if gqa and (g == 0 or h % g):
-        raise ShapeError(f"{name}: query has {h} heads and key {g}; enable_gqa needs the first divisible by the second")
+        raise ShapeError(f"{name}: query has {h} heads and key {g}; the first must be divisible by the second")
     if not gqa and g != h:
         raise ShapeError(f"{name}: query has {h} heads and key {g}; needs equal numbers, or enable_gqa where the "
                          "operator has it")
@@ -53,14 +53,14 @@ def _infer_sdpa(query: Spec, key: Spec, value: Spec, attn_mask: Spec | None, *, 
 
 def _infer_flash(query: Spec, key: Spec, value: Spec, attn_mask: Spec | None, *, is_causal: bool,
                  scale: float | None) -> tuple[Spec, ...]:
-    out = _check("scaled_dot_product_flash_attention", query, key, value, attn_mask, False)
+    out = _check("scaled_dot_product_flash_attention", query, key, value, attn_mask, True)
     return out, Spec(out.shape[:3], accumulator(query.dtype))
 
 
 def _infer_backward(dy: Spec, query: Spec, key: Spec, value: Spec, out: Spec, logsumexp: Spec, attn_mask: Spec | None,
                     *, is_causal: bool, scale: float | None) -> tuple[Spec, ...]:
     name = "scaled_dot_product_flash_attention_backward"
-    want = _check(name, query, key, value, attn_mask, False)
+    want = _check(name, query, key, value, attn_mask, True)
     for what, t in (("dy", dy), ("out", out)):
         if t.shape != want.shape:
             raise ShapeError(f"{name}: {what} is {t.shape}; needs the result's shape {want.shape}")
@@ -88,7 +88,14 @@ def _scale(query, scale):
     return scale if scale is not None else 1.0 / np.sqrt(np.float64(e)) if e else 1.0
 
 
+def _shared(query, *tensors):
+    """Key-side tensors with each head repeated for the query heads that share it; their number."""
+    groups = query.shape[1] // tensors[0].shape[1] if tensors[0].shape[1] else 1
+    return (*(np.repeat(t, groups, axis=1) for t in tensors), groups)
+
+
 def _flash(query, key, value, attn_mask, *, is_causal, scale):
+    key, value, _ = _shared(query, key, value)
     s = _scores(query, key, attn_mask, is_causal, scale)
     with np.errstate(all="ignore"):
         top = s.max(axis=-1, keepdims=True, initial=-np.inf)
@@ -100,18 +107,20 @@ def _flash(query, key, value, attn_mask, *, is_causal, scale):
 
 
 def _sdpa(query, key, value, attn_mask, *, dropout_p, is_causal, scale, enable_gqa):
-    groups = query.shape[1] // key.shape[1] if enable_gqa and key.shape[1] else 1
-    key, value = (np.repeat(t, groups, axis=1) for t in (key, value))
     return _flash(query, key, value, attn_mask, is_causal=is_causal, scale=scale)[0]
 
 
 def _backward(dy, query, key, value, out, logsumexp, attn_mask, *, is_causal, scale):
     """P = exp(scores - logsumexp), dP = dy value^T, dS = P (dP - sum(dy out)); Dao et al. 2022, appendix B.4."""
+    key, value, groups = _shared(query, key, value)
     s = _scores(query, key, attn_mask, is_causal, scale)
     with np.errstate(all="ignore"):
         p = np.where(np.isneginf(s), 0.0, np.exp(s - logsumexp[..., None]))
     ds = p * (np.matmul(dy, value.swapaxes(-1, -2)) - (dy * out).sum(axis=-1, keepdims=True)) * _scale(query, scale)
-    return np.matmul(ds, key), np.matmul(ds.swapaxes(-1, -2), query), np.matmul(p.swapaxes(-1, -2), dy)
+    sides = np.matmul(ds.swapaxes(-1, -2), query), np.matmul(p.swapaxes(-1, -2), dy)
+    if groups > 1:  # a shared head's gradient is the sum over the query heads that share it
+        sides = tuple(t.reshape(t.shape[0], -1, groups, *t.shape[2:]).sum(axis=2) for t in sides)
+    return np.matmul(ds, key), *sides
 
 
 def _terms(query: Spec, key: Spec, *_: Any, **__: Any) -> int:
@@ -146,21 +155,8 @@ def _flash_grad(o, dy, inputs, outputs, attrs):
 
 
 def _sdpa_grad(o, dy, inputs, y, attrs):
-    query, key, value, mask = inputs
-    (b, h), g = query.shape[:2], key.shape[1]
-
-    def repeat(t):  # (B, G, S, E) -> (B, H, S, E), each head of keys for H / G heads of queries
-        tail = tuple(t.shape[2:])
-        return o.copy(t.reshape((b, g, 1, *tail)).expand((b, g, h // g, *tail))).reshape((b, h, *tail))
-
-    def fold(d, like):
-        return o.sum(d.reshape((b, g, h // g, *like.shape[2:])), (2,), False)
-
-    key_all, value_all = (key, value) if g == h else (repeat(key), repeat(value))
     more = {"is_causal": attrs["is_causal"], "scale": attrs["scale"]}
-    flash = o.scaled_dot_product_flash_attention(query, key_all, value_all, mask, **more)
-    dq, dk, dv, _ = _flash_grad(o, dy, (query, key_all, value_all, mask), flash, more)
-    return (dq, dk, dv, None) if g == h else (dq, fold(dk, key), fold(dv, value), None)
+    return _flash_grad(o, dy, inputs, o.scaled_dot_product_flash_attention(*inputs, **more), more)
 
 
 _FALSE_ROW = tuple(float(i != 1) for i in range(3) for _ in range(5))  # the second of three queries sees no key
@@ -221,17 +217,19 @@ def _backward_inputs(dims, mask):
 
 _SDPA = [Sample(n, (*_qkv(*d), m), a) for n, d, m, a in (*_shapes(), *_gqa_shapes())] + [
     Sample(n, (*_qkv(*d), None), a, m, level, bench) for n, d, a, m, level, bench in _MODELS]
-_FLASH = [Sample(n, (*_qkv(*d), m), a) for n, d, m, a in _shapes()] + [
+_SHARED = [(n, d, m, {k: v for k, v in a.items() if k != "enable_gqa"}) for n, d, m, a in (*_shapes(), *_gqa_shapes())]
+_FLASH = [Sample(n, (*_qkv(*d), m), a) for n, d, m, a in _SHARED] + [
     Sample(n, (*_qkv(*d), None), a, m, "training") for n, d, a, m, _, _ in _MODELS[:1]]
-_BACKWARD = [Sample(n, _backward_inputs(d, m), a) for n, d, m, a in _shapes()] + [
+_BACKWARD = [Sample(n, _backward_inputs(d, m), a) for n, d, m, a in _SHARED] + [
     Sample(n, _backward_inputs(d, None), a, m, "training", ("full",)) for n, d, a, m, _, _ in _MODELS[:1]]
 
 _Q, _K = In((2, 4, 3, 8)), In((2, 4, 5, 8))
+_UNSHARED = (Bad("heads", (_Q, In((2, 2, 5, 8)), In((2, 2, 5, 8)), None), ShapeError, ("4 heads", "2", "enable_gqa")),)
+_SHARING = (Bad("heads", (_Q, In((2, 3, 5, 8)), In((2, 3, 5, 8)), None), ShapeError, ("4 heads", "3", "divisible")),)
 _BAD = (Bad("three_axes", (In((4, 3, 8)), In((4, 5, 8)), In((4, 5, 8)), None), ShapeError, ("(4, 3, 8)", "4 axes")),
         Bad("widths", (_Q, In((2, 4, 5, 6)), _K, None), ShapeError, ("8 and 6", "equal")),
         Bad("value_keys", (_Q, _K, In((2, 4, 6, 8)), None), ShapeError, ("(2, 4, 5, 8)", "(2, 4, 6, 8)")),
         Bad("batches", (_Q, In((1, 4, 5, 8)), In((1, 4, 5, 8)), None), ShapeError, ("batches", "(1, 4, 5, 8)")),
-        Bad("heads", (_Q, In((2, 2, 5, 8)), In((2, 2, 5, 8)), None), ShapeError, ("4 heads", "2", "enable_gqa")),
         Bad("mask_shape", (_Q, _K, _K, In((3, 4), "mask", "bool")), ShapeError, ("3", "4 and 5", "broadcast")),
         Bad("mask_too_large", (In((1, 4, 3, 8)), In((1, 4, 5, 8)), In((1, 4, 5, 8)), In((2, 1, 3, 5), "mask", "bool")),
             ShapeError, ("attn_mask", "(2, 1, 3, 5)", "(1, 4, 3, 5)")),
@@ -246,20 +244,20 @@ op("scaled_dot_product_attention(Tensor query, Tensor key, Tensor value, Tensor?
        "from the first; a query that sees no key gives zeros.  scale: 1 / sqrt(E) by default.  enable_gqa: H a "
        "multiple of key's heads.",
    samples=_SDPA, grad=_sdpa_grad, names={"onnx": ("Attention",), "paddle": ("scaled_dot_product_attention",)},
-   bad=(*_BAD, Bad("dropout", (_Q, _K, _K, None), ArgumentError, ("dropout_p", "0.5"), {"dropout_p": 0.5}),
+   bad=(*_BAD, *_UNSHARED, Bad("dropout", (_Q, _K, _K, None), ArgumentError, ("dropout_p", "0.5"), {"dropout_p": 0.5}),
         Bad("gqa_heads", (_Q, In((2, 3, 5, 8)), In((2, 3, 5, 8)), None), ShapeError, ("4 heads", "3", "divisible"),
             {"enable_gqa": True})))
 
 op("scaled_dot_product_flash_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, *, bool "
    "is_causal=false, float? scale=None) -> (Tensor out, Tensor logsumexp)", family="attention", dtypes=FLOATS,
    infer=_infer_flash, reference=_flash,
-   budget=Conditioned(k=4, terms=_terms, roundings=1), cost=_cost(_infer_flash, 2), samples=_FLASH, bad=_BAD,
+   budget=Conditioned(k=4, terms=_terms, roundings=1), cost=_cost(_infer_flash, 2), samples=_FLASH, bad=(*_BAD, *_SHARING),
    grad=_flash_grad,
    doc="scaled_dot_product_attention with the logarithm of each query's softmax denominator, (B, H, L), float32 for "
-       "float16 and bfloat16; -inf for a query that sees no key.",
+       "float16 and bfloat16; -inf for a query that sees no key.  Fewer heads of keys are shared, as enable_gqa does.",
    names={"aten": ("_scaled_dot_product_flash_attention_for_cpu",)})
 
-op("scaled_dot_product_flash_attention_backward(Tensor dy, Tensor query, Tensor key, Tensor value, Tensor out, Tensor "
+op("scaled_dot_product_flash_attention_backward(Tensor dy, Tensor query, Tensor key, Tensor value, Tensor output, Tensor "
    "logsumexp, Tensor? attn_mask=None, *, bool is_causal=false, float? scale=None) -> (Tensor dquery, Tensor dkey, "
    "Tensor dvalue)",
    family="attention", dtypes=FLOATS, infer=_infer_backward, reference=_backward,

@@ -226,7 +226,7 @@ def _python(e: Node, truth: bool) -> str:
     return f"m.{e.op}({', '.join(a)})"
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _triton(source: str, name: str) -> Any:
     import triton
     import triton.language as tl
@@ -333,7 +333,7 @@ class Formula:
                     if name in self.choices or self.attrs[name] is None)
         return self._body(key)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019  formulas live as long as the process
+    @functools.cache  # noqa: B019  formulas live as long as the process
     def _body(self, key: tuple) -> Body:
         fixed = dict(key)
         steps: list[tuple[str, Node]] = []
@@ -345,7 +345,7 @@ class Formula:
         return Body(name, self.tensors, self.booleans, attrs, tuple(steps), result, f"{self.file}:{self.first}")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def read(fn: Callable) -> Formula:
     """The Formula of a Python function (cached)."""
     return fn if isinstance(fn, Formula) else Formula(fn)

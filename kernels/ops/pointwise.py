@@ -112,7 +112,7 @@ def _bad(f: formula.Formula, dtypes: Sequence[DType], attrs: dict[str, Any]) -> 
         if masks.count(None) > 1:
             kinds = [d or ("float32" if i == masks.index(None) else "int32") for i, d in enumerate(masks)]
             out.append(Bad("dtypes_differ", tuple(In((3,), "positive", d) for d in kinds), DTypeError, ("int32", f.name), attrs))
-    refused = next((d for d in (BY_NAME["int32"], BY_NAME["bool"], BY_NAME["float32"]) if d not in dtypes), None)
+    refused = next((d for d in (BY_NAME[n] for n in ("int32", "bool", "float32", "complex64")) if d not in dtypes), None)
     if refused:
         out.append(Bad(refused.name, tuple(In((3,), dtype=d) for d in masks), DTypeError, (refused.name, f.name), attrs, refused.name))
     if BY_NAME["int32"] in dtypes and any(isinstance(v, float) for v in attrs.values()):

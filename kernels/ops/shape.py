@@ -180,6 +180,7 @@ _ARANGES = [Sample("count", (), {"start": 0.0, "end": 7.0}), Sample("one", (), {
             Sample("past_tile", (), {"start": 0.0, "end": 1025.0, **_INT}),
             Sample("past_tile_float", (), {"start": 0.0, "end": 1025.0, **_F32}),
             Sample("fraction", (), {"start": 0.0, "end": 1.0, "step": 0.1, **_F32}),
+            Sample("tenths", (), {"start": 0.0, "end": 200.0, "step": 0.1, **_F32}),
             Sample("cancels", (), {"start": -3.0, "end": 3.0, "step": 0.3, **_F32}),
             Sample("large_int", (), {"start": 2.0**40, "end": 2.0**40 + 9, **_INT}),
             Sample("positions", (), {"start": 0.0, "end": 4096.0, **_INT}, "Llama-7B positions", "inference",

@@ -47,13 +47,14 @@ void *HAIAN_SYM(workspace)(int slot, size_t bytes) {
 
 #include "kinds.h"
 
-const haian_kind *HAIAN_SYM(gemm_kind)(int32_t dtype, int32_t c_dtype) {
+const haian_kind *HAIAN_SYM(gemm_kind)(int32_t dtype, int32_t c_dtype, bool wide) {
+  (void)wide;
   switch (dtype) {
     case HAIAN_F32: return &kind_f32;
     case HAIAN_F16: return &kind_f32_f16;
     case HAIAN_BF16:
 #if defined(__AVX512BF16__)
-      if (dpbf16_pays()) return &kind_bf16;
+      if (!wide && dpbf16_pays()) return &kind_bf16;
 #endif
       return &kind_f32_bf16;
     case HAIAN_F64: return &kind_f64;
@@ -69,6 +70,16 @@ const haian_kind *HAIAN_SYM(gemm_kind)(int32_t dtype, int32_t c_dtype) {
     case HAIAN_U32: return &kind_u32;
     case HAIAN_I64:
     case HAIAN_U64: return &kind_u64;
+    default: return NULL;
+  }
+}
+
+haian_skinny_fn HAIAN_SYM(gemm_skinny)(int32_t dtype, bool rows) {
+  switch (dtype) {
+    case HAIAN_F16: return rows ? f16_rows : f16_dots;
+    case HAIAN_BF16: return rows ? bf16_rows : bf16_dots;
+    case HAIAN_F32: return rows ? f32_rows : f32_dots;
+    case HAIAN_F64: return rows ? f64_rows : f64_dots;
     default: return NULL;
   }
 }
@@ -250,14 +261,8 @@ static bool skinny_block(const plan *p, const operands *o, int64_t n0, int64_t n
       load_f64((double *)a + i * k, at(&g->a, o->a, i, 0), g->a.col, k, g->a.dtype);
     else
       load_f32((float *)a + i * k, at(&g->a, o->a, i, 0), g->a.col, k, g->a.dtype);
-  void (*run)(int64_t, int64_t, int64_t, const void *, const void *, int64_t, void *, int64_t);
   const bool rows = p->how == ROWS_OF_B;
-  switch (g->b.dtype) {
-    case HAIAN_F16: run = rows ? f16_rows : f16_dots; break;
-    case HAIAN_BF16: run = rows ? bf16_rows : bf16_dots; break;
-    case HAIAN_F32: run = rows ? f32_rows : f32_dots; break;
-    default: run = rows ? f64_rows : f64_dots; break;
-  }
+  const haian_skinny_fn run = HAIAN_SYM(gemm_skinny)(g->b.dtype, rows);
   for (int64_t j = n0; j < n1; j += strip) {
     const int64_t n = n1 - j < strip ? n1 - j : strip;
     run(m, n, k, a, at(&g->b, o->b, 0, j), rows ? g->b.row : g->b.col, acc, strip);
@@ -458,7 +463,7 @@ int32_t HAIAN_SYM(gemm)(const char *op, const haian_gemm *given) {
   int64_t batch = 1;
   for (int i = 0; i < g->batch_ndim; i++) batch *= g->batch[i];
   if (batch == 0 || g->m == 0 || g->n == 0) return HAIAN_OK;
-  p.kind = HAIAN_SYM(gemm_kind)(g->a.dtype, g->c.dtype);
+  p.kind = HAIAN_SYM(gemm_kind)(g->a.dtype, g->c.dtype, false);
   if (!p.kind) return haian_fail(HAIAN_UNSUPPORTED, "%s: dtype %s; no matrix product for it on the host", op,
                                  haian_dtype_name(g->a.dtype));
   const bool is_float = g->a.dtype == HAIAN_F32 || g->a.dtype == HAIAN_F16 || g->a.dtype == HAIAN_BF16;

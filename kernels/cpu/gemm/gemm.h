@@ -48,8 +48,14 @@ struct haian_kind {
   const haian_micro_fn *micro;          /* [rows - 1] */
   haian_pack_fn pack_a, pack_b;
 };
-/* The kind that multiplies float-like dtype with float accumulation (f32, f16, bf16). */
-const haian_kind *HAIAN_SYM(gemm_kind)(int32_t dtype, int32_t c_dtype);
+/* The kind for operands of a dtype and results of another, NULL where there is none; wide: one whose packed elements
+ * are accumulators (kgroup 1), so that packed bf16 and f32 multiply one another. */
+const haian_kind *HAIAN_SYM(gemm_kind)(int32_t dtype, int32_t c_dtype, bool wide);
+/* Products of a few rows of packed accumulators a [m][k] and an unpacked float matrix b: acc [m][ld] = a b.
+ * rows: b (k, n) with rows of contiguous n, ldb apart; else b (n, k) with rows of contiguous k. */
+typedef void (*haian_skinny_fn)(int64_t m, int64_t n, int64_t k, const void *a, const void *b, int64_t ldb, void *acc,
+                                int64_t ld);
+haian_skinny_fn HAIAN_SYM(gemm_skinny)(int32_t dtype, bool rows);
 /* C[m, n] (float, ldc) = or += packed A times B.  B is packed (panel_stride = nr * groups, ldb = nr) or rows of plain
  * groups (panel_stride = nr, ldb = row stride; columns up to the next multiple of nr are read). n columns are written
  * in whole panels: C needs room for n rounded up to nr. */

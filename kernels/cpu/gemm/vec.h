@@ -60,4 +60,40 @@ INLINE void store_f16(uint16_t *p, v_f32 x) {
 #endif
 }
 
+/* the larger of x and y; y where x is NaN, so a running maximum y passes NaN over */
+INLINE v_f32 max_f32(v_f32 x, v_f32 y) {
+#if defined(__AVX512F__)
+  return (v_f32)_mm512_max_ps((__m512)x, (__m512)y);
+#elif defined(__AVX__)
+  return (v_f32)_mm256_max_ps((__m256)x, (__m256)y);
+#else
+  const v_i32 greater = x > y;
+  return (v_f32)(((v_i32)x & greater) | ((v_i32)y & ~greater));
+#endif
+}
+INLINE v_f64 max_f64(v_f64 x, v_f64 y) {
+#if defined(__AVX512F__)
+  return (v_f64)_mm512_max_pd((__m512d)x, (__m512d)y);
+#elif defined(__AVX__)
+  return (v_f64)_mm256_max_pd((__m256d)x, (__m256d)y);
+#else
+  const v_i64 greater = x > y;
+  return (v_f64)(((v_i64)x & greater) | ((v_i64)y & ~greater));
+#endif
+}
+/* exp of x <= 88.7 within 2 ulp, 0 below -87; NaN stays.  The polynomial is haian_expf's (simd.h) with one scaling:
+ * a probability below 2^-125 counts for nothing. */
+INLINE v_f32 exp_f32(v_f32 x) {
+  const v_i32 below = x < -87.0f;
+  const v_f32 y = max_f32((v_f32){0} - 87.0f, x);
+  const v_f32 t = y * 0x1.715476p+0f + (0x1.8p23f + 127.0f), n = t - (0x1.8p23f + 127.0f); /* low bits of t: n + 127 */
+  const v_f32 r = (y - n * 0x1.62ep-1f) - n * 0x1.0bfbe8p-15f;
+  v_f32 p = r * 0x1.6ac686p-10f + 0x1.123ddep-7f;
+  p = p * r + 0x1.555858p-5f;
+  p = p * r + 0x1.55548cp-3f;
+  p = p * r + 0x1.fffffcp-2f;
+  p = p * (r * r) + r + 1.0f;
+  return (v_f32)((v_i32)(p * (v_f32)((v_i32)t << 23)) & ~below);
+}
+
 #endif
