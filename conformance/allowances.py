@@ -17,6 +17,7 @@ Everything said there stands on top of the report.  Patterns are case ids (``sof
     matmul = "tf32"
     subnormals = "flushed"
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -117,8 +118,13 @@ def read(path: Path) -> Allowances:
         if value not in _PRECISION.get(key, ()):
             options = "; ".join(f"{k}: {', '.join(v)}" for k, v in _PRECISION.items())
             raise ArgumentError(f"{where}: precision {key} = {value!r}; knows {options}")
-    return Allowances(*(tuple(_rule(where, kind, cases, value) for cases, value in data.get(kind, {}).items()) for kind in _TABLES[:3]),
-                      dict(data.get("precision", {})))
+    return Allowances(
+        *(
+            tuple(_rule(where, kind, cases, value) for cases, value in data.get(kind, {}).items())
+            for kind in _TABLES[:3]
+        ),
+        dict(data.get("precision", {})),
+    )
 
 
 def _rule(where: str, kind: str, cases: str, value: Any) -> Rule:

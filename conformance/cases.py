@@ -4,6 +4,7 @@ x determinism, by a deterministic covering choice instead of the full product.
 An id (``softmax/f32/prime/transposed``, ``add/f32/bad/shapes``, ``sum/f16/probe/long``) says everything: inputs are drawn
 from (id, seed).  Not here: how a case is run and judged (checks.py).
 """
+
 from __future__ import annotations
 
 import fnmatch
@@ -22,7 +23,18 @@ from ..kernels.ops.record import Bad, Op, Sample, Spec
 from . import memory
 from .levels import LEVELS, included
 
-__all__ = ["Case", "SUITE_VERSION", "attributes", "cases", "count_cases", "counts", "digest", "find", "matching", "sample_of"]
+__all__ = [
+    "Case",
+    "SUITE_VERSION",
+    "attributes",
+    "cases",
+    "count_cases",
+    "counts",
+    "digest",
+    "find",
+    "matching",
+    "sample_of",
+]
 
 SUITE_VERSION = "1.0"  # a change of a case's meaning or of a budget is a new version
 LARGE = 200_000  # elements; layouts, special values and out= are not tried on larger samples
@@ -99,8 +111,11 @@ def _of(op: Op) -> list[Case]:
         specs = {s.name: r for s in op.samples if (r := _infer(op, s, dt)) is not None}
         valid = [s for s in op.samples if s.name in specs]
         if dt is not preferred:  # a sample that fixes all dtypes is the same in every dtype
-            valid = [s for s in valid if (any(x.dtype in (None, "acc") for x in _flat(s.inputs)) if op.tensors
-                                          else "dtype" not in s.attrs)]
+            valid = [
+                s
+                for s in valid
+                if (any(x.dtype in (None, "acc") for x in _flat(s.inputs)) if op.tensors else "dtype" not in s.attrs)
+            ]
         core = [s for s in valid if s.level == "core"]
         small = [s for s in core if 0 < _size(s, dt) <= LARGE] or core
         main = dt is preferred
@@ -121,7 +136,9 @@ def _of(op: Op) -> list[Case]:
 def _layouts(op: Op, dt: DType, i: int, small: list[Sample], main: bool, add: Any) -> None:
     choice = memory.LAYOUTS if main else (memory.LAYOUTS[i % len(memory.LAYOUTS)],)
     for layout in choice:
-        fit = [s for s in small if any(memory.fits(tuple(x.shape), layout) for x in _flat(s.inputs)) and _size(s, dt) > 3]
+        fit = [
+            s for s in small if any(memory.fits(tuple(x.shape), layout) for x in _flat(s.inputs)) and _size(s, dt) > 3
+        ]
         for s in _pick(fit, f"{op.name}/{dt.short}/{layout}", 2 if main else 1):
             add(dt, s.name, "value", layout)
 
@@ -130,19 +147,38 @@ def _values(op: Op, dt: DType, small: list[Sample], specs: dict, main: bool, add
     """Special values, other scales, the exact probe, gradients."""
     rule, key = op.budget, f"{op.name}/{dt.short}"
     floats = [s for s in small if any(draw.resolve(x, dt).is_floating and x.values is None for x in _flat(s.inputs))]
-    open_ = floats if dt.is_floating else [s for s in small if any(x.dtype is None and x.draw != "mask" and x.values is None
-                                                                  for x in _flat(s.inputs))] if dt.is_integer else []
+    open_ = (
+        floats
+        if dt.is_floating
+        else [
+            s for s in small if any(x.dtype is None and x.draw != "mask" and x.values is None for x in _flat(s.inputs))
+        ]
+        if dt.is_integer
+        else []
+    )
     # NaN and infinity have no integer; attention with NaN behind a mask has no single right answer
-    open_ = [s for s in open_ if not (dt.is_floating and any(r.dtype.is_integer for r in specs[s.name]) and not isinstance(rule, Index))]
+    open_ = [
+        s
+        for s in open_
+        if not (dt.is_floating and any(r.dtype.is_integer for r in specs[s.name]) and not isinstance(rule, Index))
+    ]
     if not isinstance(rule, Random) and op.family != "attention":
         for s in _pick([s for s in open_ if _size(s, dt) > 20] or open_, key + "/special", 2 if main else 1):
             add(dt, s.name, "special")
-        for s in [s for s in open_ if main and sum(x.draw != "mask" for x in _flat(s.inputs)) == 1 and _size(s, dt) == 1][:1]:
+        for s in [
+            s for s in open_ if main and sum(x.draw != "mask" for x in _flat(s.inputs)) == 1 and _size(s, dt) == 1
+        ][:1]:
             add(dt, s.name, "special")
     drawn = [s for s in floats if any(x.draw in ("normal", "uniform") and x.dtype is None for x in _flat(s.inputs))]
     if isinstance(rule, (Conditioned, Reduction, Composite)) and dt.is_floating:
         for scale in ("tiny", "large") if main else _pick(("tiny", "large"), key + "/scale"):
-            for s in _pick(drawn, key + scale, 2 if main and isinstance(rule, Conditioned) else 1):
+            # statistics saved from other inputs ("acc") do not belong to scaled ones: exp(scores - logsumexp) overflows
+            fit = [s for s in drawn if not any(x.dtype == "acc" for x in _flat(s.inputs))]
+            for s in _pick(
+                [s for s in fit if _size(s, dt) > 20] or fit,
+                key + scale,
+                2 if main and isinstance(rule, Conditioned) else 1,
+            ):
                 add(dt, s.name, "value", scale)
     if isinstance(rule, Reduction) and rule.probe and dt.is_floating:
         fit = [s for s in drawn if _exact_attributes(s) and specs[s.name][0].dtype is dt and _size(s, dt) > 8]
@@ -151,8 +187,11 @@ def _values(op: Op, dt: DType, small: list[Sample], specs: dict, main: bool, add
         for s in dict.fromkeys(x.name for x in longest + widest + (fit if main else [])):
             add(dt, s, "probe")
     if op.grad is not None and dt is (BY_NAME["float64"] if BY_NAME["float64"] in op.dtypes else op.dtypes[0]):
-        fit = [s for s in small if 0 < _size(s, dt) <= GRADIENT_SIZE
-               and specs[s.name][0].size and specs[s.name][0].dtype.is_floating]
+        fit = [
+            s
+            for s in small
+            if 0 < _size(s, dt) <= GRADIENT_SIZE and specs[s.name][0].size and specs[s.name][0].dtype.is_floating
+        ]
         for s in fit[:2] + _pick(fit[2:], key + "/gradient", 3):
             add(dt, s.name, "gradient")
 
@@ -227,14 +266,15 @@ def cases(level: str = "core", ops: Sequence[str] = (), shard: tuple[int, int] =
     """
     levels = included(level)
     chosen = [c for c in _all().values() if c.level in levels and matching(c, ops)]
-    return chosen[shard[0] - 1::shard[1]]
+    return chosen[shard[0] - 1 :: shard[1]]
 
 
 def matching(case: Case, patterns: Sequence[str]) -> bool:
     """Whether a case is meant by one of the patterns of operator names or case ids (no patterns: all are)."""
     long = case.id.replace(f"/{BY_NAME[case.dtype].short}/", f"/{case.dtype}/", 1)  # softmax/float32/...
-    return not patterns or any(any(fnmatch.fnmatchcase(name, p) for name in ((case.id, long) if "/" in p else (case.op,)))
-                               for p in patterns)
+    return not patterns or any(
+        any(fnmatch.fnmatchcase(name, p) for name in ((case.id, long) if "/" in p else (case.op,))) for p in patterns
+    )
 
 
 def find(case_id: str) -> Case:
@@ -267,5 +307,3 @@ def sample_of(case: Case) -> Sample | Bad:
     """The record's sample, or bad input, behind a case."""
     op = OPS[case.op]
     return next(s for s in (op.bad if case.kind == "bad" else op.samples) if s.name == case.sample)
-
-

@@ -3,6 +3,7 @@
 core: every operator on ugly shapes.  inference, training: the shapes of BERT and ResNet layers.  llm: Llama's.  full: everything,
 large tensors too.  A record's samples say which level they first belong to.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ def included(level: str) -> tuple[str, ...]:
     """
     if level not in LEVELS:
         raise ValueError(f"level {level!r}; needs one of {', '.join(LEVELS)}")
-    return LEVELS[:LEVELS.index(level) + 1]
+    return LEVELS[: LEVELS.index(level) + 1]
 
 
 def granted(lines: Iterable[Mapping[str, object]], expected: Mapping[str, int]) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 Ordinary values come from the records' own draws (kernels/ops/draw.py).  Everything is a function of a generator that the
 caller seeds from (case id, seed).  Not here: which of these are tried together (cases.py).
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from ..hal.dtype import DType, dtype as to_dtype
+from ..hal.dtype import DType
+from ..hal.dtype import dtype as to_dtype
 
 __all__ = ["GUARD", "LAYOUTS", "Placed", "fits", "generator", "integers", "place", "specials", "sprinkle"]
 
@@ -22,7 +24,9 @@ LAYOUTS = ("transposed", "sliced", "stride0", "negative", "offset")
 
 def generator(case_id: str, seed: int) -> np.random.Generator:
     """The random stream of one case: the same on every machine."""
-    return np.random.default_rng(int.from_bytes(hashlib.blake2b(f"{seed}/{case_id}".encode(), digest_size=8).digest(), "little"))
+    return np.random.default_rng(
+        int.from_bytes(hashlib.blake2b(f"{seed}/{case_id}".encode(), digest_size=8).digest(), "little")
+    )
 
 
 # ---- values -----------------------------------------------------------------------------------------------------------
@@ -39,11 +43,32 @@ def specials(dt: DType, kinds: str = "all") -> np.ndarray:
     """
     if not dt.is_floating:
         info = np.iinfo(dt.numpy)
-        return np.unique(np.array([info.min, info.min + 1, info.max - 1, info.max, 0, 1, info.max // 2 + 1, -1 if info.min else 2], dt.numpy))
+        return np.unique(
+            np.array(
+                [info.min, info.min + 1, info.max - 1, info.max, 0, 1, info.max // 2 + 1, -1 if info.min else 2],
+                dt.numpy,
+            )
+        )
     info = _limits(dt)
-    values = {"all": (np.nan, np.inf, -np.inf, 0.0, -0.0, info["sub"], -3 * info["sub"], info["tiny"], info["max"], -info["max"], 1.0, -1.0),
-              "moderate": (np.nan, np.inf, -np.inf, 0.0, -0.0, info["sub"], info["tiny"], 1.0, -1.0),
-              "infinite": (np.nan, np.inf, -np.inf, -0.0, info["sub"]), "nan": (np.nan,)}[kinds]
+    values = {
+        "all": (
+            np.nan,
+            np.inf,
+            -np.inf,
+            0.0,
+            -0.0,
+            info["sub"],
+            -3 * info["sub"],
+            info["tiny"],
+            info["max"],
+            -info["max"],
+            1.0,
+            -1.0,
+        ),
+        "moderate": (np.nan, np.inf, -np.inf, 0.0, -0.0, info["sub"], info["tiny"], 1.0, -1.0),
+        "infinite": (np.nan, np.inf, -np.inf, -0.0, info["sub"]),
+        "nan": (np.nan,),
+    }[kinds]
     return np.array(values).astype(dt.numpy)
 
 
@@ -60,8 +85,10 @@ def sprinkle(arrays: list[np.ndarray], rng, kinds: str = "all") -> list[np.ndarr
         flat, values = x.reshape(-1), specials(to_dtype(x.dtype), kinds)
         at = places.setdefault(x.shape, rng.permutation(flat.size))
         room = max(flat.size * 2 // 3, min(flat.size, 1))
-        rounds = values if kinds == "nan" else np.concatenate([values, rng.permutation(values), rng.permutation(values)])
-        flat[at[:room][:len(rounds)]] = rounds[:room]
+        rounds = (
+            values if kinds == "nan" else np.concatenate([values, rng.permutation(values), rng.permutation(values)])
+        )
+        flat[at[:room][: len(rounds)]] = rounds[:room]
         out.append(x)
     return out
 
@@ -76,7 +103,9 @@ def integers(shape: tuple[int, ...], dt: DType, n: int, rng, axis: int | None = 
         axis: for a factor of a product, the axis summed over: entries at every second place (``turn`` 0 or 1 says which)
             carry the bits and the others are -1 or 1, so that rounding either factor shows.
     """
-    top, most = {"float64": (2**30, 2000), "float32": (8191, 1000), "float16": (2047, 180), "bfloat16": (255, 1000)}[dt.name]
+    top, most = {"float64": (2**30, 2000), "float32": (8191, 1000), "float16": (2047, 180), "bfloat16": (255, 1000)}[
+        dt.name
+    ]
     big = rng.integers(1, top + 1, shape) * rng.choice((-1, 1), shape)
     keep = rng.random(shape) < most / max(n, 1)
     if axis is None:
@@ -107,7 +136,7 @@ class Placed:
     @property
     def view(self) -> np.ndarray:
         bytes_ = tuple(s * self.base.itemsize for s in self.strides)
-        return np.lib.stride_tricks.as_strided(self.base[self.offset:], self.shape, bytes_)
+        return np.lib.stride_tricks.as_strided(self.base[self.offset :], self.shape, bytes_)
 
     def freeze(self) -> Placed:
         self.fresh = self.base.tobytes()
@@ -192,4 +221,4 @@ def _aligned(size: int, dt: np.dtype) -> np.ndarray:
     """A flat array whose element 0 lies on 64 bytes (GUARD elements later too, for every itemsize)."""
     raw = np.empty(size * dt.itemsize + 64, np.uint8)
     start = -raw.ctypes.data % 64
-    return raw[start:start + size * dt.itemsize].view(dt)
+    return raw[start : start + size * dt.itemsize].view(dt)

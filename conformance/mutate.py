@@ -3,6 +3,7 @@
 A maker is ``make(op, right) -> f(tensors, attrs)``; a function with the attribute ``raw`` is ``f(tensors, attrs, outs)`` and
 does the whole call itself (target.FunctionTarget).
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -16,17 +17,44 @@ from ..kernels.ops.record import Op
 from .compare import result_specs
 from .witness import in_precision
 
-__all__ = ["Maker", "attr", "bf16_cut", "contiguous_reads", "drop_tail", "element_by_element", "f16_sums", "flush", "forget_axis_end", "gradient",
-           "ignores_out", "inputs", "no_checks", "noise", "only_first", "past_end", "precise", "reads_back", "result", "results", "swap", "tf32",
-           "threads_order", "widths", "writes_input"]
+__all__ = [
+    "Maker",
+    "Row",
+    "attr",
+    "bf16_cut",
+    "contiguous_reads",
+    "drop_tail",
+    "element_by_element",
+    "f16_sums",
+    "flush",
+    "forget_axis_end",
+    "gradient",
+    "ignores_out",
+    "inputs",
+    "no_checks",
+    "noise",
+    "only_first",
+    "past_end",
+    "precise",
+    "reads_back",
+    "result",
+    "results",
+    "swap",
+    "tf32",
+    "threads_order",
+    "widths",
+    "writes_input",
+]
 
 Function = Callable[..., Any]
 Maker = Callable[[Op, Function], Any]
+Row = tuple[str, str, str, Maker]  # operator, mistake, kind of case meant to refuse it, maker
 
 
 # ---- before, after ----------------------------------------------------------------------------------------------------------
 def attr(**changes: Any) -> Maker:
     """Attributes replaced (or computed from the given one)."""
+
     def make(op: Op, right: Function) -> Function:
         return lambda t, a: right(t, a | {k: v(a[k]) if callable(v) else v for k, v in changes.items()})
 
@@ -40,6 +68,7 @@ def inputs(fn: Callable) -> Maker:
 
 def result(fn: Callable) -> Maker:
     """The (first) result replaced by ``fn(result, inputs, attrs)``."""
+
     def make(op: Op, right: Function) -> Function:
         def call(t, a):
             y = right(t, a)
@@ -80,14 +109,20 @@ def _each(fn: Callable, t: Any) -> list:
 
 def tf32() -> Maker:
     """float32 inputs cut to 11 significant bits."""
+
     def cut(x: np.ndarray) -> np.ndarray:
-        return (np.array(x, order="C").view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32).reshape(x.shape) if x.dtype == np.float32 else x
+        return (
+            (np.array(x, order="C").view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32).reshape(x.shape)
+            if x.dtype == np.float32
+            else x
+        )
 
     return inputs(lambda t: _each(cut, t))
 
 
 def bf16_cut(source: Callable | None = None) -> Maker:
     """bfloat16 results cut towards zero from the float32 value."""
+
     def make(op: Op, right: Function) -> Function:
         wide = in_precision(op, lambda dt: np.float32)
 
@@ -98,8 +133,15 @@ def bf16_cut(source: Callable | None = None) -> Maker:
             if source is not None:
                 exact = source(t).astype(np.float32)
             else:
-                exact = np.asarray(wide(_each(lambda x: x.astype(np.float32) if to_dtype(x.dtype).is_floating else x, t), a)[0], np.float32)
-            cut = (np.array(exact, order="C").view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32).reshape(exact.shape)
+                exact = np.asarray(
+                    wide(_each(lambda x: x.astype(np.float32) if to_dtype(x.dtype).is_floating else x, t), a)[0],
+                    np.float32,
+                )
+            cut = (
+                (np.array(exact, order="C").view(np.uint32) & np.uint32(0xFFFF0000))
+                .view(np.float32)
+                .reshape(exact.shape)
+            )
             return (np.where(np.isnan(exact), exact, cut).astype(ml_dtypes.bfloat16), *y[1:])
 
         return call
@@ -109,6 +151,7 @@ def bf16_cut(source: Callable | None = None) -> Maker:
 
 def f16_sums() -> Maker:
     """float16 terms added one by one in float16 (NumPy's own sums and products of float16 are kept in float32)."""
+
     def add_up(x: np.ndarray, axis: int) -> np.ndarray:
         total = np.zeros_like(np.take(x, 0, axis))
         for i in range(x.shape[axis]):
@@ -137,6 +180,7 @@ def f16_sums() -> Maker:
 
 def flush() -> Maker:
     """Subnormal inputs become zero."""
+
     def zero(x: np.ndarray) -> np.ndarray:
         if not to_dtype(x.dtype).is_floating:
             return x
@@ -147,6 +191,7 @@ def flush() -> Maker:
 
 def noise() -> Maker:
     """The last bit differs from call to call."""
+
     def make(op: Op, right: Function) -> Function:
         calls = [0]
 
@@ -201,12 +246,15 @@ def _stored(y: tuple, outs: tuple | None) -> tuple:
 
 def past_end(nbytes: int) -> Maker:
     """A vector store reaches over the end of a contiguous out."""
+
     def make(op: Op, right: Function) -> Function:
         def call(t, a, outs):
             _checked(op, t, a)
             y = right(t, a)
             if outs is not None and outs[0].flags.c_contiguous and outs[0].shape == y[0].shape and outs[0].size:
-                past = np.lib.stride_tricks.as_strided(outs[0].reshape(-1)[-1:], (1 + nbytes // outs[0].itemsize,), (outs[0].itemsize,))
+                past = np.lib.stride_tricks.as_strided(
+                    outs[0].reshape(-1)[-1:], (1 + nbytes // outs[0].itemsize,), (outs[0].itemsize,)
+                )
                 past[...] = 0  # lands in the guard behind
             return _stored(y, outs)
 
@@ -217,6 +265,7 @@ def past_end(nbytes: int) -> Maker:
 
 def element_by_element() -> Maker:
     """Copies inputs block by block while writing out, so that an overlapping out changes what is read next."""
+
     def make(op: Op, right: Function) -> Function:
         def call(t, a, outs):
             _checked(op, t, a)
@@ -234,6 +283,7 @@ def element_by_element() -> Maker:
 
 def writes_input() -> Maker:
     """Uses the input as workspace."""
+
     def make(op: Op, right: Function) -> Function:
         def call(t, a):
             y = right(t, a)
@@ -248,6 +298,7 @@ def writes_input() -> Maker:
 
 def reads_back() -> Maker:
     """A strided out is written as if contiguous."""
+
     def make(op: Op, right: Function) -> Function:
         def call(t, a, outs):
             _checked(op, t, a)
@@ -269,6 +320,7 @@ def reads_back() -> Maker:
 
 def ignores_out() -> Maker:
     """out is checked, and never written."""
+
     def make(op: Op, right: Function) -> Function:
         def call(t, a, outs):
             _checked(op, t, a)
@@ -279,11 +331,14 @@ def ignores_out() -> Maker:
     return make
 
 
-def no_checks(before: Callable | None, after: Callable | None = None, after_all: Callable | None = None, skip: bool = False) -> Maker:
+def no_checks(
+    before: Callable | None, after: Callable | None = None, after_all: Callable | None = None, skip: bool = False
+) -> Maker:
     """Bad arguments are bent into something computable instead of refused; or the result's form is not checked.
 
     skip: a call that fails all the same returns its first input.
     """
+
     def make(op: Op, right: Function) -> Function:
         def call(t, a, outs):
             given = list(t) if before is None else before(list(t), a)
@@ -314,6 +369,7 @@ def no_checks(before: Callable | None, after: Callable | None = None, after_all:
 # ---- shapes and orders ------------------------------------------------------------------------------------------------------
 def drop_tail(n: int) -> Maker:
     """The last ``n`` elements of more than a vector's 8 stay 0."""
+
     def cut(y, t, a):
         y = np.array(y)
         if y.size > 8:
@@ -325,6 +381,7 @@ def drop_tail(n: int) -> Maker:
 
 def widths(limit: int) -> Maker:
     """Offsets wrap at ``limit`` elements, as 32 bits do at 2**31."""
+
     def wrapped(y, t, a):
         return y.reshape(-1)[np.arange(y.size) % limit].reshape(y.shape)
 
@@ -333,6 +390,7 @@ def widths(limit: int) -> Maker:
 
 def forget_axis_end() -> Maker:
     """A reduction in tiles of 1024 drops the last, partial one."""
+
     def make(op: Op, right: Function) -> Function:
         def call(t, a):
             x = np.array(t[0])
@@ -351,12 +409,19 @@ def forget_axis_end() -> Maker:
 
 def only_first() -> Maker:
     """A reduction looks at the first element along the last axis it reduces."""
+
     def make(op: Op, right: Function) -> Function:
         def call(t, a):
             x = t[0]
             if not x.ndim or not x.size:
                 return right(t, a)
-            d = a["dim"][-1] if isinstance(a["dim"], tuple) and a["dim"] else a["dim"] if isinstance(a["dim"], int) else -1
+            d = (
+                a["dim"][-1]
+                if isinstance(a["dim"], tuple) and a["dim"]
+                else a["dim"]
+                if isinstance(a["dim"], int)
+                else -1
+            )
             return right([np.broadcast_to(np.take(x, [0], d), x.shape)], a)
 
         return call
@@ -366,12 +431,16 @@ def only_first() -> Maker:
 
 def threads_order() -> Maker:
     """Partial sums are split by the number of threads."""
+
     def make(op: Op, right: Function) -> Function:
         def call(t, a):
             x, n = t[0], call.target.threads
             if n == 1 or x.dtype != np.float32 or not x.ndim:
                 return right(t, a)
-            parts = [right([np.where(np.arange(x.size).reshape(x.shape) % n == i, x, x.dtype.type(0))], a)[0] for i in range(n)]
+            parts = [
+                right([np.where(np.arange(x.size).reshape(x.shape) % n == i, x, x.dtype.type(0))], a)[0]
+                for i in range(n)
+            ]
             return (np.sum(np.stack(parts), axis=0, dtype=np.float32).astype(parts[0].dtype),)
 
         call.wants_target = True  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 Not here: the look of a page (reporting).
 """
+
 from __future__ import annotations
 
 import json
@@ -24,17 +25,31 @@ RESULTS = ("pass", "fail", "crash", "timeout", "not-offered", "xfail", "xpass")
 BAD = ("fail", "crash", "timeout", "xpass")
 _KIND = {"pass": "good", "not-offered": "warn", "xfail": "warn"} | dict.fromkeys(BAD, "bad")
 _BETTER = {"pass": 3, "xfail": 1, "not-offered": 2} | dict.fromkeys(BAD, 0)
-_SAID = {"pass": Text("pass", "通过"), "fail": Text("fail", "失败"), "crash": Text("crash", "崩溃"), "timeout": Text("timeout", "超时"),
-         "not-offered": Text("not offered", "不支持"), "xfail": Text("expected failure", "预期失败"), "xpass": Text("unexpected pass", "意外通过")}
+_SAID = {
+    "pass": Text("pass", "通过"),
+    "fail": Text("fail", "失败"),
+    "crash": Text("crash", "崩溃"),
+    "timeout": Text("timeout", "超时"),
+    "not-offered": Text("not offered", "不支持"),
+    "xfail": Text("expected failure", "预期失败"),
+    "xpass": Text("unexpected pass", "意外通过"),
+}
 
 
 def write(folder: Path, header: dict[str, Any], lines: Sequence[dict[str, Any]], seconds: float) -> Path:
     """Write report.jsonl, report.xml and index.html; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     level, why = granted(lines, header["expected"])
-    footer = {"kind": "footer", "level_granted": level, "why_not_more": why, "seconds": round(seconds, 3),
-              "counts": dict(Counter(line["result"] for line in lines))}
-    (folder / "report.jsonl").write_text("".join(json.dumps(x) + "\n" for x in (header, *lines, footer)), encoding="utf-8")
+    footer = {
+        "kind": "footer",
+        "level_granted": level,
+        "why_not_more": why,
+        "seconds": round(seconds, 3),
+        "counts": dict(Counter(line["result"] for line in lines)),
+    }
+    (folder / "report.jsonl").write_text(
+        "".join(json.dumps(x) + "\n" for x in (header, *lines, footer)), encoding="utf-8"
+    )
     _junit(header, lines, seconds).write(folder / "report.xml", encoding="utf-8", xml_declaration=True)
     page = folder / "index.html"
     page.write_text(_page(header, lines, seconds, level, why), encoding="utf-8")
@@ -45,14 +60,28 @@ def write(folder: Path, header: dict[str, Any], lines: Sequence[dict[str, Any]],
 def _junit(header: dict[str, Any], lines: Sequence[dict[str, Any]], seconds: float) -> ElementTree.ElementTree:
     tally = Counter(line["result"] for line in lines)
     root = ElementTree.Element("testsuites")
-    suite = ElementTree.SubElement(root, "testsuite", name=f"haian conformance {header['device']}", tests=str(len(lines)),
-                                   failures=str(tally["fail"] + tally["xpass"]), errors=str(tally["crash"] + tally["timeout"]),
-                                   skipped=str(tally["not-offered"] + tally["xfail"]), time=f"{seconds:.3f}", timestamp=header["started"].rstrip("Z"))
+    suite = ElementTree.SubElement(
+        root,
+        "testsuite",
+        name=f"haian conformance {header['device']}",
+        tests=str(len(lines)),
+        failures=str(tally["fail"] + tally["xpass"]),
+        errors=str(tally["crash"] + tally["timeout"]),
+        skipped=str(tally["not-offered"] + tally["xfail"]),
+        time=f"{seconds:.3f}",
+        timestamp=header["started"].rstrip("Z"),
+    )
     properties = ElementTree.SubElement(suite, "properties")
     for key in ("suite_version", "cases", "level", "seed", "model"):
         ElementTree.SubElement(properties, "property", name=key, value=str(header.get(key)))
     for line in lines:
-        case = ElementTree.SubElement(suite, "testcase", classname=f"{line['op']}.{line['dtype']}", name=line["id"], time=f"{line['ns'] * 1e-9:.6f}")
+        case = ElementTree.SubElement(
+            suite,
+            "testcase",
+            classname=f"{line['op']}.{line['dtype']}",
+            name=line["id"],
+            time=f"{line['ns'] * 1e-9:.6f}",
+        )
         result, message = line["result"], _printable(line["message"])
         if result in ("fail", "xpass"):
             ElementTree.SubElement(case, "failure", message=message, type=result)
@@ -72,64 +101,147 @@ def _printable(text: str) -> str:
 def _page(header: dict[str, Any], lines: Sequence[dict[str, Any]], seconds: float, level: str, why: str) -> str:
     tally = Counter(line["result"] for line in lines)
     bad = [line for line in lines if line["result"] in BAD]
-    head: list[object] = [Note(Text(f"Level {level} granted." if level else f"No level granted: {why}.",
-                                    f"达到级别:{level}。" if level else f"未达到任何级别:{why}。"), "good" if level and not bad else "bad")]
+    head: list[object] = [
+        Note(
+            Text(
+                f"Level {level} granted." if level else f"No level granted: {why}.",
+                f"达到级别:{level}。" if level else f"未达到任何级别:{why}。",
+            ),
+            "good" if level and not bad else "bad",
+        )
+    ]
     if level and why:
         head.append(Note(Text(f"Not more, because {why}.", f"未达到更高级别:{why}。")))
     head += _declared(header)
-    head.append(Table([_SAID[r] for r in RESULTS], [[Cell(tally[r], _KIND[r] if tally[r] else "") for r in RESULTS]], range(len(RESULTS))))
+    head.append(
+        Table(
+            [_SAID[r] for r in RESULTS],
+            [[Cell(tally[r], _KIND[r] if tally[r] else "") for r in RESULTS]],
+            range(len(RESULTS)),
+        )
+    )
     head.append(Facts(_facts(header, seconds)))
-    sections = [Section("", head), Section(Text(f"Failures ({len(bad)})", f"失败({len(bad)})"), _failures(bad), folded=False)]
+    sections = [
+        Section("", head),
+        Section(Text(f"Failures ({len(bad)})", f"失败({len(bad)})"), _failures(bad), folded=False),
+    ]
     fallen = _fallen(lines)
     if fallen:
-        sections.append(Section(Text("Fell back to the host", "回退到主机"), [
-            Note(Text("The device has no kernel for these calls; the host computed them. They count as not offered.",
-                      "设备没有这些算子的内核,由主机计算;计为不支持。"), "warn"),
-            Table([Text("operator", "算子"), Text("calls", "次数")], fallen, (1,))]))
-    sections += [Section(Text("Operators", "算子"), [_by(lines, "op", Text("operator", "算子"))]),
-                 Section(Text("Error classes", "误差类别"), [_by_class(lines)]),
-                 Section(Text("Element types", "数据类型"), [_by(lines, "dtype", Text("element type", "数据类型"))]),
-                 Section(Text("Closest passes", "最接近上限的通过"), [_closest(lines)], folded=True),
-                 Section(Text("Not offered and expected failures", "不支持与预期失败"), [_others(lines)], folded=True)]
-    return render(Text(f"haian conformance: {header['device']}", f"haian 一致性测试:{header['device']}"), sections,
-                  Text(f"{len(lines)} cases, suite {header['suite_version']}, {header['started']}", f"{len(lines)} 个用例,套件 {header['suite_version']},{header['started']}"))
+        sections.append(
+            Section(
+                Text("Fell back to the host", "回退到主机"),
+                [
+                    Note(
+                        Text(
+                            "The device has no kernel for these calls; the host computed them. They count as not offered.",
+                            "设备没有这些算子的内核,由主机计算;计为不支持。",
+                        ),
+                        "warn",
+                    ),
+                    Table([Text("operator", "算子"), Text("calls", "次数")], fallen, (1,)),
+                ],
+            )
+        )
+    sections += [
+        Section(Text("Operators", "算子"), [_by(lines, "op", Text("operator", "算子"))]),
+        Section(Text("Error classes", "误差类别"), [_by_class(lines)]),
+        Section(Text("Element types", "数据类型"), [_by(lines, "dtype", Text("element type", "数据类型"))]),
+        Section(Text("Closest passes", "最接近上限的通过"), [_closest(lines)], folded=True),
+        Section(Text("Not offered and expected failures", "不支持与预期失败"), [_others(lines)], folded=True),
+    ]
+    return render(
+        Text(f"haian conformance: {header['device']}", f"haian 一致性测试:{header['device']}"),
+        sections,
+        Text(
+            f"{len(lines)} cases, suite {header['suite_version']}, {header['started']}",
+            f"{len(lines)} 个用例,套件 {header['suite_version']},{header['started']}",
+        ),
+    )
 
 
 def _declared(header: dict[str, Any]) -> list[object]:
     """What the vendor changed, on top."""
     found: list[object] = []
     if header.get("reduced_matmul"):
-        found.append(Note(Text(f"Reduced precision declared: float32 products are rounded to {header['reduced_matmul']} first.",
-                               f"声明了降低精度:float32 乘积先舍入为 {header['reduced_matmul']}。"), "warn"))
+        found.append(
+            Note(
+                Text(
+                    f"Reduced precision declared: float32 products are rounded to {header['reduced_matmul']} first.",
+                    f"声明了降低精度:float32 乘积先舍入为 {header['reduced_matmul']}。",
+                ),
+                "warn",
+            )
+        )
     if header.get("flushes_subnormals"):
         found.append(Note(Text("Declared: subnormal numbers are flushed to zero.", "声明:次正规数被置零。"), "warn"))
     if header["device"].startswith("sim"):
-        found.append(Note(Text("A simulated device: passes are of TTIR semantics, not the binary.", "模拟设备:结果针对 TTIR 语义,而非二进制代码。"), "warn"))
+        found.append(
+            Note(
+                Text(
+                    "A simulated device: passes are of TTIR semantics, not the binary.",
+                    "模拟设备:结果针对 TTIR 语义,而非二进制代码。",
+                ),
+                "warn",
+            )
+        )
     if header["allowances"]:
         found.append(Note(Text("The vendor changed the suite:", "厂商对套件的改动:"), "warn"))
-        found.append(Table([Text("kind", "类别"), Text("cases", "用例"), Text("what", "内容")], [[r["kind"], r["cases"], r["what"]] for r in header["allowances"]]))
+        found.append(
+            Table(
+                [Text("kind", "类别"), Text("cases", "用例"), Text("what", "内容")],
+                [[r["kind"], r["cases"], r["what"]] for r in header["allowances"]],
+            )
+        )
     else:
-        found.append(Note(Text("No tolerance, skip or expected failure is declared.", "没有声明任何容差、跳过或预期失败。")))
+        found.append(
+            Note(Text("No tolerance, skip or expected failure is declared.", "没有声明任何容差、跳过或预期失败。"))
+        )
     return found
 
 
 def _facts(header: dict[str, Any], seconds: float) -> list[tuple[object, object]]:
     pairs: list[tuple[object, object]] = [
-        (Text("device", "设备"), f"{header['device']} ({header.get('model')})"), (Text("level asked", "请求级别"), header["level"]),
-        (Text("compiler", "编译器"), header["compiler"]), (Text("image format", "镜像格式"), header.get("image_format") or "-"),
-        (Text("suite", "套件"), f"{header['suite_version']} ({header['cases']})"), (Text("seed", "种子"), header["seed"]),
-        (Text("host", "主机"), f"{header['host']}, Python {header['python']}, NumPy {header['numpy']}"), (Text("time", "用时"), f"{seconds:.1f} s")]
+        (Text("device", "设备"), f"{header['device']} ({header.get('model')})"),
+        (Text("level asked", "请求级别"), header["level"]),
+        (Text("compiler", "编译器"), header["compiler"]),
+        (Text("image format", "镜像格式"), header.get("image_format") or "-"),
+        (Text("suite", "套件"), f"{header['suite_version']} ({header['cases']})"),
+        (Text("seed", "种子"), header["seed"]),
+        (Text("host", "主机"), f"{header['host']}, Python {header['python']}, NumPy {header['numpy']}"),
+        (Text("time", "用时"), f"{seconds:.1f} s"),
+    ]
     if header["ops"] or header["shard"] != [1, 1]:
-        pairs.append((Text("part", "部分"), f"{', '.join(header['ops']) or '*'}; shard {header['shard'][0]}/{header['shard'][1]}"))
+        pairs.append(
+            (
+                Text("part", "部分"),
+                f"{', '.join(header['ops']) or '*'}; shard {header['shard'][0]}/{header['shard'][1]}",
+            )
+        )
     return pairs + [(k, v) for k, v in (header.get("extra") or {}).items()]
 
 
 def _failures(bad: Sequence[dict[str, Any]]) -> list[object]:
     if not bad:
         return [Note(Text("None.", "无。"), "good")]
-    return [Note(Text("Rerun one with: haian conformance run --device ... --case ID", "重跑单个用例:haian conformance run --device ... --case ID")),
-            Table([Text("case", "用例"), Text("result", "结果"), Text("error / budget", "误差/上限"), Text("message", "信息")],
-                  [[line["id"], Cell(_SAID[line["result"]], "bad"), _number(line["worst"]), line["message"]] for line in bad], (2,), True)]
+    return [
+        Note(
+            Text(
+                "Rerun one with: haian conformance run --device ... --case ID",
+                "重跑单个用例:haian conformance run --device ... --case ID",
+            )
+        ),
+        Table(
+            [
+                Text("case", "用例"),
+                Text("result", "结果"),
+                Text("error / budget", "误差/上限"),
+                Text("message", "信息"),
+            ],
+            [[line["id"], Cell(_SAID[line["result"]], "bad"), _number(line["worst"]), line["message"]] for line in bad],
+            (2,),
+            True,
+        ),
+    ]
 
 
 def _number(value: float) -> Cell:
@@ -151,27 +263,51 @@ def _by(lines: Sequence[dict[str, Any]], key: str, name: Text) -> Table:
     for group in sorted(groups, key=lambda g: (-sum(x["result"] in BAD for x in groups[g]), g)):
         tally = Counter(x["result"] for x in groups[group])
         worst = max((x["worst"] for x in groups[group] if x["result"] == "pass"), default=0.0)
-        rows.append([group, *(Cell(tally[r] or "", _KIND[r] if tally[r] else "", tally[r]) for r in RESULTS), _number(worst),
-                     f"{sum(x['ns'] for x in groups[group]) * 1e-9:.2f}"])
+        rows.append(
+            [
+                group,
+                *(Cell(tally[r] or "", _KIND[r] if tally[r] else "", tally[r]) for r in RESULTS),
+                _number(worst),
+                f"{sum(x['ns'] for x in groups[group]) * 1e-9:.2f}",
+            ]
+        )
     columns = [name, *(_SAID[r] for r in RESULTS), Text("worst pass", "最差通过"), Text("seconds", "秒")]
     return Table(columns, rows, range(1, len(columns)), len(rows) > 12)
 
 
 def _by_class(lines: Sequence[dict[str, Any]]) -> Table:
-    letters = [{**line, "class": f"{OPS[line['op']].budget.letter} ({type(OPS[line['op']].budget).__name__})" if line["op"] in OPS else "?"}
-               for line in lines]
+    letters = [
+        {
+            **line,
+            "class": f"{OPS[line['op']].budget.letter} ({type(OPS[line['op']].budget).__name__})"
+            if line["op"] in OPS
+            else "?",
+        }
+        for line in lines
+    ]
     return _by(letters, "class", Text("class", "类别"))
 
 
 def _closest(lines: Sequence[dict[str, Any]]) -> Table:
     near = sorted((x for x in lines if x["result"] == "pass"), key=lambda x: -x["worst"])[:40]
-    return Table([Text("case", "用例"), Text("error / budget", "误差/上限"), Text("test", "检验")],
-                 [[x["id"], _number(x["worst"]), x["metric"]] for x in near], (1,))
+    return Table(
+        [Text("case", "用例"), Text("error / budget", "误差/上限"), Text("test", "检验")],
+        [[x["id"], _number(x["worst"]), x["metric"]] for x in near],
+        (1,),
+    )
 
 
 def _others(lines: Sequence[dict[str, Any]]) -> Table:
-    return Table([Text("case", "用例"), Text("result", "结果"), Text("reason", "原因")],
-                 [[x["id"], Cell(_SAID[x["result"]], "warn"), x["message"]] for x in lines if x["result"] in ("not-offered", "xfail")], (), True)
+    return Table(
+        [Text("case", "用例"), Text("result", "结果"), Text("reason", "原因")],
+        [
+            [x["id"], Cell(_SAID[x["result"]], "warn"), x["message"]]
+            for x in lines
+            if x["result"] in ("not-offered", "xfail")
+        ],
+        (),
+        True,
+    )
 
 
 # ---- reading back -----------------------------------------------------------------------------------------------------------
@@ -202,8 +338,10 @@ def verify(report: str | os.PathLike[str]) -> tuple[str, bool]:
     header, lines, footer = read(report)
     problems = []
     if (header["suite_version"], header["cases"]) != (SUITE_VERSION, digest()):
-        problems.append(f"made by suite {header['suite_version']} ({header['cases']}), this is {SUITE_VERSION} ({digest()}); "
-                        "verify it with that version")
+        problems.append(
+            f"made by suite {header['suite_version']} ({header['cases']}), this is {SUITE_VERSION} ({digest()}); "
+            "verify it with that version"
+        )
     repeated = [k for k, n in Counter(line["id"] for line in lines).items() if n > 1]
     if repeated:
         problems.append(f"case {repeated[0]} stands there {len(repeated) + 1} times or more")
@@ -228,15 +366,19 @@ def diff(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> tuple[str,
     worse = sorted(k for k, x, y in changed if _BETTER[y["result"]] < _BETTER[x["result"]])
     better = sorted(k for k, x, y in changed if _BETTER[y["result"]] > _BETTER[x["result"]])
     gone, added = sorted(was.keys() - now.keys()), sorted(now.keys() - was.keys())
-    rules = {(r["kind"], r["cases"], r["what"]) for r in b["allowances"]} - {(r["kind"], r["cases"], r["what"]) for r in a["allowances"]}
-    text = [f"{a['device']} ({a['started']}) -> {b['device']} ({b['started']}): {len(worse)} worse, {len(better)} better, "
-            f"{len(added)} new, {len(gone)} gone"]
+    rules = {(r["kind"], r["cases"], r["what"]) for r in b["allowances"]} - {
+        (r["kind"], r["cases"], r["what"]) for r in a["allowances"]
+    }
+    text = [
+        f"{a['device']} ({a['started']}) -> {b['device']} ({b['started']}): {len(worse)} worse, {len(better)} better, "
+        f"{len(added)} new, {len(gone)} gone"
+    ]
     text += [f"worse   {k}: {was[k]['result']} -> {now[k]['result']}: {now[k]['message']}" for k in worse]
     text += [f"declared {kind}: {cases}: {what}" for kind, cases, what in sorted(rules)]
-    text += [f"gone    {k} ({was[k]['result']})" for k in gone[:20]] + ([f"... {len(gone) - 20} more gone"] if len(gone) > 20 else [])
+    text += [f"gone    {k} ({was[k]['result']})" for k in gone[:20]] + (
+        [f"... {len(gone) - 20} more gone"] if len(gone) > 20 else []
+    )
     text += [f"better  {k}: {was[k]['result']} -> {now[k]['result']}" for k in better]
     bad_new = [k for k in added if now[k]["result"] in BAD]
     text += [f"new     {k}: {now[k]['result']}: {now[k]['message']}" for k in bad_new]
     return "\n".join(text), bool(worse or bad_new or rules)
-
-

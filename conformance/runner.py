@@ -3,6 +3,7 @@
 A crash or a hang is a result: the child is replaced and the run goes on.  Not here: how a case is judged (checks.py), what
 the report looks like (report.py).
 """
+
 from __future__ import annotations
 
 import json
@@ -57,7 +58,9 @@ class Summary:
         level = f"level {self.level} granted" if self.level else "no level granted"
         fell = f"; {sum(self.fallbacks.values())} calls fell back to the host" if self.fallbacks else ""
         where = f"; report in {self.report}" if self.report else ""
-        return f"{self.device}: {said}; {level}{f' ({self.why})' if self.why else ''}{fell}; {self.seconds:.1f} s{where}"
+        return (
+            f"{self.device}: {said}; {level}{f' ({self.why})' if self.why else ''}{fell}; {self.seconds:.1f} s{where}"
+        )
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -76,11 +79,14 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 # ---- the child ------------------------------------------------------------------------------------------------------------
-def _serve(connection: Connection, make: Callable[..., Target], arguments: tuple, seed: int, allowed: Allowances) -> None:
+def _serve(
+    connection: Connection, make: Callable[..., Target], arguments: tuple, seed: int, allowed: Allowances
+) -> None:
     """Answers case ids with outcomes until the pipe closes.  First answer: facts about the target, or why there is none."""
     try:
         target = make(*arguments)
         target.capabilities = allowed.capabilities(target.capabilities)
+        counts()  # builds the table of cases, so that no case's time has it
         connection.send({"facts": asdict(target.capabilities)})
     except (HaianError, ImportError, OSError) as error:
         connection.send({"error": f"{type(error).__name__}: {error}"})
@@ -140,12 +146,23 @@ class Child:
 
 
 # ---- the parent -----------------------------------------------------------------------------------------------------------
-def _lines(chosen: Iterable[Case], ask: Callable[[Case, float], dict[str, Any]], allowed: Allowances) -> Iterator[dict[str, Any]]:
+def _lines(
+    chosen: Iterable[Case], ask: Callable[[Case, float], dict[str, Any]], allowed: Allowances
+) -> Iterator[dict[str, Any]]:
     """One result line a case, with the vendor's allowances applied."""
     for case in chosen:
-        common = {"id": case.id, "op": case.op, "dtype": case.dtype, "kind": case.kind, "level": case.level, "preferred": case.preferred}
+        common = {
+            "id": case.id,
+            "op": case.op,
+            "dtype": case.dtype,
+            "kind": case.kind,
+            "level": case.level,
+            "preferred": case.preferred,
+        }
         missing = allowed.missing(case)
-        line = {"result": "not-offered", "message": f"declared: {missing}"} if missing else ask(case, allowed.factor(case))
+        line = (
+            {"result": "not-offered", "message": f"declared: {missing}"} if missing else ask(case, allowed.factor(case))
+        )
         line = {"message": "", "worst": 0.0, "metric": "", "ns": 0, "fallbacks": 0, **line, **common}
         expected = allowed.failure(case)
         if expected and line["result"] == "pass":
@@ -155,16 +172,42 @@ def _lines(chosen: Iterable[Case], ask: Callable[[Case, float], dict[str, Any]],
         yield line
 
 
-def _header(device: str, level: str, seed: int, facts: dict[str, Any], allowed: Allowances, ops: Sequence[str],
-            shard: tuple[int, int], total: int) -> dict[str, Any]:
+def _header(
+    device: str,
+    level: str,
+    seed: int,
+    facts: dict[str, Any],
+    allowed: Allowances,
+    ops: Sequence[str],
+    shard: tuple[int, int],
+    total: int,
+) -> dict[str, Any]:
     import numpy
 
-    driver = {k: facts.get(k) for k in ("model", "reduced_matmul", "flushes_subnormals", "triton_target", "image_format")}
-    return {"kind": "header", "suite": "ops", "suite_version": SUITE_VERSION, "cases": digest(), "device": device, "level": level,
-            "seed": seed, "ops": list(ops), "shard": list(shard), "total": total, "expected": counts(), **driver,
-            "extra": {k: str(v) for k, v in (facts.get("extra") or {}).items()}, "allowances": allowed.summary(),
-            "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs", "python": platform.python_version(),
-            "numpy": numpy.__version__, "compiler": _compiler(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    driver = {
+        k: facts.get(k) for k in ("model", "reduced_matmul", "flushes_subnormals", "triton_target", "image_format")
+    }
+    return {
+        "kind": "header",
+        "suite": "ops",
+        "suite_version": SUITE_VERSION,
+        "cases": digest(),
+        "device": device,
+        "level": level,
+        "seed": seed,
+        "ops": list(ops),
+        "shard": list(shard),
+        "total": total,
+        "expected": counts(),
+        **driver,
+        "extra": {k: str(v) for k, v in (facts.get("extra") or {}).items()},
+        "allowances": allowed.summary(),
+        "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "compiler": _compiler(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 
 def _compiler() -> str:
@@ -193,8 +236,10 @@ def _done(path: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if line.get("kind") == "header":
             other = [k for k in ("suite_version", "cases", "device", "seed") if line.get(k) != header[k]]
             if other:
-                raise ArgumentError(f"resume: {path.name} is of another run ({other[0]} {line.get(other[0])!r}, now "
-                                    f"{header[other[0]]!r}); choose another report folder")
+                raise ArgumentError(
+                    f"resume: {path.name} is of another run ({other[0]} {line.get(other[0])!r}, now "
+                    f"{header[other[0]]!r}); choose another report folder"
+                )
         elif "id" in line:
             found[line["id"]] = line
     return found
@@ -205,9 +250,21 @@ def patterns(text: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(filter(None, (p.strip() for p in text.split(",")))) if isinstance(text, str) else tuple(text)
 
 
-def run(device: str = "cpu:0", level: str = "core", ops: str | Sequence[str] = (), case: str = "", shard: str = "", resume: bool = False,
-        report: str | os.PathLike[str] = "", suite: str = "ops", seed: int = 0, timeout_s: float = 60.0, quiet: bool = False,
-        make: Callable[..., Target] = DeviceTarget, arguments: tuple | None = None) -> Summary:
+def run(
+    device: str = "cpu:0",
+    level: str = "core",
+    ops: str | Sequence[str] = (),
+    case: str = "",
+    shard: str = "",
+    resume: bool = False,
+    report: str | os.PathLike[str] = "",
+    suite: str = "ops",
+    seed: int = 0,
+    timeout_s: float = 60.0,
+    quiet: bool = False,
+    make: Callable[..., Target] = DeviceTarget,
+    arguments: tuple | None = None,
+) -> Summary:
     """Run the suite on a device and write the report.
 
     Args:
@@ -242,7 +299,9 @@ def run(device: str = "cpu:0", level: str = "core", ops: str | Sequence[str] = (
         header = _header(device, level, seed, child.facts, allowed, (case,) if case else wanted, pair, len(chosen))
         folder = Path(report) if report else None
         earlier = _done(folder / "report.jsonl", header) if folder and resume else {}
-        fresh = _lines([c for c in chosen if c.id not in earlier], lambda c, factor: child.run(c, factor, timeout_s), allowed)
+        fresh = _lines(
+            [c for c in chosen if c.id not in earlier], lambda c, factor: child.run(c, factor, timeout_s), allowed
+        )
         kept = [earlier[c.id] for c in chosen if c.id in earlier]
         lines = kept + _record(fresh, folder, header, kept, len(chosen), quiet, device)
     finally:
@@ -261,12 +320,26 @@ def _summary(device: str, header: dict[str, Any], lines: list[dict[str, Any]], s
     fallen: Counter[str] = Counter()
     for line in lines:
         fallen[line["op"]] += line["fallbacks"]
-    return Summary(device, {r: tally[r] for r in RESULTS}, level, why, seconds,
-                   failures=[line for line in lines if line["result"] in BAD], fallbacks={k: v for k, v in fallen.items() if v})
+    return Summary(
+        device,
+        {r: tally[r] for r in RESULTS},
+        level,
+        why,
+        seconds,
+        failures=[line for line in lines if line["result"] in BAD],
+        fallbacks={k: v for k, v in fallen.items() if v},
+    )
 
 
-def _record(fresh: Iterator[dict[str, Any]], folder: Path | None, header: dict[str, Any], kept: list[dict[str, Any]], total: int,
-            quiet: bool, device: str) -> list[dict[str, Any]]:
+def _record(
+    fresh: Iterator[dict[str, Any]],
+    folder: Path | None,
+    header: dict[str, Any],
+    kept: list[dict[str, Any]],
+    total: int,
+    quiet: bool,
+    device: str,
+) -> list[dict[str, Any]]:
     """Write lines as they come, and show how far it is."""
     lines: list[dict[str, Any]] = []
     stream = None
@@ -303,8 +376,13 @@ class _Progress:
                 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
             except ImportError:  # rich is in the extra `conformance`; plain lines do
                 return self
-            self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                                 TextColumn("{task.fields[bad]}"))
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[bad]}"),
+            )
             self._bar.start()
             self._task = self._bar.add_task(self.device, total=self.total, completed=self.done, bad="")
         return self
@@ -333,12 +411,21 @@ class _Progress:
             print(f"{self.device}: {self.done}/{self.total} cases, {self.bad} bad", flush=True)
 
 
-def run_in_process(target: Target, level: str = "core", ops: Sequence[str] = (), seed: int = 0, stop_at_failure: bool = False,
-                   chosen: Iterable[Case] | None = None) -> list[dict[str, Any]]:
+def run_in_process(
+    target: Target,
+    level: str = "core",
+    ops: Sequence[str] = (),
+    seed: int = 0,
+    stop_at_failure: bool = False,
+    chosen: Iterable[Case] | None = None,
+) -> list[dict[str, Any]]:
     """The lines of a run in this process: for implementations that are Python objects, and for mutants."""
     lines = []
-    for line in _lines(cases(level, ops) if chosen is None else chosen,
-                       lambda c, factor: run_case(c, target, seed, factor).line(), Allowances()):
+    for line in _lines(
+        cases(level, ops) if chosen is None else chosen,
+        lambda c, factor: run_case(c, target, seed, factor).line(),
+        Allowances(),
+    ):
         lines.append(line)
         if stop_at_failure and line["result"] in BAD:
             break

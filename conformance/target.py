@@ -3,8 +3,10 @@
 Both speak one protocol (Target): memory in (memory.Placed), arrays out.  A table lets NumPy, torch and the mutants be judged
 by the same cases as a chip.  Not here: which cases (cases.py), what is right (compare.py).
 """
+
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..hal.driver import Capabilities
-from ..hal.dtype import DType, dtype as to_dtype
+from ..hal.dtype import DType
+from ..hal.dtype import dtype as to_dtype
 from ..hal.errors import AliasError, DTypeError, ShapeError, Unsupported
 from ..kernels.ops.record import OPS, Op
 from .compare import result_specs
@@ -28,15 +31,19 @@ def bind(op: Op, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, 
     if unknown:
         raise TypeError(f"{op.name}: unknown argument {sorted(unknown)[0]!r}")
     tensors = tuple(values.get(p.name) for p in op.tensors)
-    return tensors, {p.name: values.get(p.name, None if p.default is inspect.Parameter.empty else p.default) for p in op.attrs}
+    return tensors, {
+        p.name: values.get(p.name, None if p.default is inspect.Parameter.empty else p.default) for p in op.attrs
+    }
 
 
 def arguments(op: Op, tensors: tuple, attrs: dict[str, Any]) -> tuple[list, dict[str, Any]]:
     """The reverse of bind: schema order, keyword-only parameters by name."""
     given = iter(tensors)
     values = {p.name: next(given) if p.is_tensor else attrs[p.name] for p in op.params}
-    return ([values[p.name] for p in op.params if not p.keyword_only],
-            {p.name: values[p.name] for p in op.params if p.keyword_only})
+    return (
+        [values[p.name] for p in op.params if not p.keyword_only],
+        {p.name: values[p.name] for p in op.params if p.keyword_only},
+    )
 
 
 def _map(fn: Callable, tensors: tuple) -> tuple:
@@ -58,7 +65,9 @@ class Target:
         """Why the target has no such operator or dtype; "" when it has."""
         return ""
 
-    def run(self, op: Op, inputs: tuple, attrs: dict[str, Any], outs: tuple[Placed, ...] | None) -> tuple[np.ndarray, ...]:
+    def run(
+        self, op: Op, inputs: tuple, attrs: dict[str, Any], outs: tuple[Placed, ...] | None
+    ) -> tuple[np.ndarray, ...]:
         """Call the operator on Placed inputs (None, tuples of them); raises the operator's errors.
 
         With ``outs`` the results are read back from there.  Bytes around inputs and outputs are brought back too.
@@ -147,7 +156,9 @@ class FunctionTarget(Target):
                     raise ShapeError(f"{op.name}: out has shape {y.shape}, needs {s.shape}")
                 if to_dtype(y.dtype) is not s.dtype:
                     raise DTypeError(f"{op.name}: out has dtype {y.dtype}, needs {s.dtype}")
-                for x in (t for group in tensors if group is not None for t in (group if isinstance(group, list) else [group])):
+                for x in (
+                    t for group in tensors if group is not None for t in (group if isinstance(group, list) else [group])
+                ):
                     same = x.ctypes.data == y.ctypes.data and x.shape == y.shape and x.strides == y.strides
                     if not same and np.shares_memory(x, y):
                         raise AliasError(f"{op.name}: out overlaps an input; give it memory of its own")
@@ -179,11 +190,13 @@ class DeviceTarget(Target):
     """A device of haian through ``haian.ops``: what a user gets."""
 
     def __init__(self, device: str) -> None:
-        import haian
-        from haian import ops
         from haian.kernels import dispatch
 
-        self._haian, self._ops, self._counters = haian, ops, dispatch.counters
+        import haian
+
+        from ..kernels import dispatch
+
+        self._haian, self._ops, self._counters = haian, haian.ops, dispatch.counters
         self._threads = haian.num_threads()
         self.device = haian.device(device)
         self.name = device if ":" in device else f"{device}:0"
@@ -210,7 +223,7 @@ class DeviceTarget(Target):
             return None, self._haian.asarray(placed.view, copy=False)
         whole = self._haian.asarray(placed.base, device=self.device)
         address = whole.address + placed.offset * whole.itemsize
-        from haian import _native
+        from .. import _native
 
         view = _native.wrap(address, whole.dtype.code, placed.shape, placed.strides, self.device.position, whole)
         return whole, view
@@ -247,20 +260,41 @@ class DeviceTarget(Target):
         """An output: in a buffer of its own, or in an input's (overlap cases share ``base``)."""
         for other, whole in wholes:
             if other.base is placed.base:
-                from haian import _native
+                from .. import _native
 
-                return _native.wrap(whole.address + placed.offset * whole.itemsize, whole.dtype.code, placed.shape,
-                                    placed.strides, self.device.position, whole)
+                return _native.wrap(
+                    whole.address + placed.offset * whole.itemsize,
+                    whole.dtype.code,
+                    placed.shape,
+                    placed.strides,
+                    self.device.position,
+                    whole,
+                )
         return put(placed)
 
     def gradient(self, op, inputs, attrs, dy):
-        on = lambda x: self._haian.asarray(np.array(x, order="C"), device=self.device)  # noqa: E731
+        def on(x: np.ndarray) -> Any:
+            return self._haian.asarray(np.array(x, order="C"), device=self.device)
+
+        def back(t: Any) -> Any:
+            return None if t is None else [back(x) for x in t] if isinstance(t, (tuple, list)) else t.cpu().numpy()
+
         tensors = _map(on, inputs)
         args, kwargs = arguments(op, tensors, attrs)
         y = getattr(self._ops, op.name)(*args, **kwargs)
-        found = op.grad(self._ops, on(dy), tensors, y, attrs)
-        back = lambda t: None if t is None else [back(x) for x in t] if isinstance(t, (tuple, list)) else t.cpu().numpy()  # noqa: E731
-        return tuple(back(v) for v in (y if isinstance(y, tuple) else (y,))), tuple(back(g) for g in found)
+        found = op.grad(_On(self._ops, self.device), on(dy), tensors, y, attrs)
+        return tuple(map(back, y if isinstance(y, tuple) else (y,))), tuple(map(back, found))
+
+
+class _On:
+    """The operators, with those that have no tensor to say where (full, arange) on one device."""
+
+    def __init__(self, ops: Any, device: Any) -> None:
+        self._ops, self._device = ops, device
+
+    def __getattr__(self, name: str) -> Callable:
+        fn = getattr(self._ops, name)
+        return fn if OPS[name].tensors else functools.partial(fn, device=self._device)
 
 
 def _flat(tensors: tuple) -> list:

@@ -2,6 +2,7 @@
 
 Not here: wrong ones (mutants.py).
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ def in_precision(op: Op, compute: Callable[[np.dtype], Any] | None = None) -> Ca
     Args:
         compute: NumPy dtype of the arithmetic from the dtype of an input; None: the accumulator.
     """
+
     def accumulator(dt: np.dtype) -> Any:
         return np.float64 if dt == np.float64 else np.float32
 
@@ -35,7 +37,9 @@ def in_precision(op: Op, compute: Callable[[np.dtype], Any] | None = None) -> Ca
         def narrow(x: np.ndarray) -> np.ndarray:
             return x.astype(np.float64 if wide else chosen(x.dtype)) if to_dtype(x.dtype).is_floating else x
 
-        inputs = tuple(None if t is None else tuple(map(narrow, t)) if isinstance(t, (list, tuple)) else narrow(t) for t in tensors)
+        inputs = tuple(
+            None if t is None else tuple(map(narrow, t)) if isinstance(t, (list, tuple)) else narrow(t) for t in tensors
+        )
         plain = tuple(tuple(t) if isinstance(t, list) else t for t in tensors)
         with np.errstate(all="ignore"):
             results = reference(op, inputs, attrs, wide=False)
@@ -77,32 +81,50 @@ def torch_target() -> FunctionTarget:
         return call
 
     def sum_(x, *, dim, keepdim, dtype):
-        return torch.sum(x, dim=dim, keepdim=keepdim, dtype=dtype) if dim is not None else \
-            torch.sum(x, dim=tuple(range(x.ndim)), keepdim=keepdim, dtype=dtype)
+        return (
+            torch.sum(x, dim=dim, keepdim=keepdim, dtype=dtype)
+            if dim is not None
+            else torch.sum(x, dim=tuple(range(x.ndim)), keepdim=keepdim, dtype=dtype)
+        )
 
     def mean(x, *, dim, keepdim, dtype):
         return torch.mean(x, dim=dim if dim is not None else tuple(range(x.ndim)), keepdim=keepdim, dtype=dtype)
 
     def rms(x, weight, *, normalized_shape=None, eps):
-        shape = tuple(normalized_shape) if normalized_shape is not None else tuple(x.shape[-1:] if weight is None else weight.shape)
+        shape = (
+            tuple(normalized_shape)
+            if normalized_shape is not None
+            else tuple(x.shape[-1:] if weight is None else weight.shape)
+        )
         return f.rms_norm(x, shape, weight, eps)
 
     def rms_statistics(x, weight, *, normalized_shape, eps):
         over = tuple(range(x.ndim - len(normalized_shape), x.ndim))
         wide = x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
-        return rms(x, weight, normalized_shape=normalized_shape, eps=eps), torch.rsqrt(wide.pow(2).mean(over, keepdim=True) + eps)
+        return rms(x, weight, normalized_shape=normalized_shape, eps=eps), torch.rsqrt(
+            wide.pow(2).mean(over, keepdim=True) + eps
+        )
 
     def cross_entropy(x, target, weight, *, reduction, ignore_index, label_smoothing):
-        return f.cross_entropy(x, target, weight, reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing)
+        return f.cross_entropy(
+            x, target, weight, reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing
+        )
 
     def native_layer_norm(x, weight, bias, *, normalized_shape, eps):
-        wide = [None if t is None else t.to(torch.float32) if t.dtype in (torch.float16, torch.bfloat16) else t for t in (x, weight, bias)]
+        wide = [
+            None if t is None else t.to(torch.float32) if t.dtype in (torch.float16, torch.bfloat16) else t
+            for t in (x, weight, bias)
+        ]
         return aten.native_layer_norm(wide[0], tuple(normalized_shape), wide[1], wide[2], eps)
 
     def layer_norm_backward(dy, x, mean, rstd, weight, bias, *, normalized_shape):
-        dy, x, mean, rstd = (t.to(mean.dtype) for t in (dy, x, mean, rstd))
+        dy, x, mean, rstd = (
+            t.to(mean.dtype).contiguous() for t in (dy, x, mean, rstd)
+        )  # torch reads the last two as contiguous
         weight = torch.ones(normalized_shape, dtype=x.dtype) if weight is None else weight.to(x.dtype)
-        return aten.native_layer_norm_backward(dy, x, tuple(normalized_shape), mean, rstd, weight, torch.zeros_like(weight), [True] * 3)
+        return aten.native_layer_norm_backward(
+            dy, x, tuple(normalized_shape), mean, rstd, weight, torch.zeros_like(weight), [True] * 3
+        )
 
     def number(value, x):
         return value if x.is_floating_point() else int(value)
@@ -111,63 +133,143 @@ def torch_target() -> FunctionTarget:
     table: dict[str, Callable] = {
         "add": lambda x, y, *, alpha: torch.add(x, y, alpha=number(alpha, x) if x.dtype != torch.bool else bool(alpha)),
         "sub": lambda x, y, *, alpha: torch.sub(x, y, alpha=number(alpha, x)),
-        "div": torch.div, "mul": torch.mul, "pow": torch.pow, "neg": torch.neg, "abs": torch.abs, "sign": torch.sign,
-        "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "reciprocal": torch.reciprocal,
-        "sin": torch.sin, "cos": torch.cos, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "erf": torch.erf,
-        "gelu": lambda x, *, approximate: torch.where(x == torch.inf, x, f.gelu(x, approximate=approximate)), "silu": f.silu, "relu": torch.relu,
-        "maximum": torch.maximum, "minimum": torch.minimum, "where": torch.where,
-        "clamp": lambda x, *, min, max: torch.clamp(x, None if min is None else number(min, x), None if max is None else number(max, x))
-        if min is not None or max is not None else x.clone(),
-        **{name: getattr(torch, name) for name in ("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not",
-                                                   "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "lerp")},
+        "div": torch.div,
+        "mul": torch.mul,
+        "pow": torch.pow,
+        "neg": torch.neg,
+        "abs": torch.abs,
+        "sign": torch.sign,
+        "exp": torch.exp,
+        "log": torch.log,
+        "sqrt": torch.sqrt,
+        "rsqrt": torch.rsqrt,
+        "reciprocal": torch.reciprocal,
+        "sin": torch.sin,
+        "cos": torch.cos,
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+        "erf": torch.erf,
+        "gelu": lambda x, *, approximate: torch.where(x == torch.inf, x, f.gelu(x, approximate=approximate)),
+        "silu": f.silu,
+        "relu": torch.relu,
+        "maximum": torch.maximum,
+        "minimum": torch.minimum,
+        "where": torch.where,
+        "clamp": lambda x, *, min, max: (
+            torch.clamp(x, None if min is None else number(min, x), None if max is None else number(max, x))
+            if min is not None or max is not None
+            else x.clone()
+        ),
+        **{
+            name: getattr(torch, name)
+            for name in (
+                "eq",
+                "ne",
+                "lt",
+                "le",
+                "gt",
+                "ge",
+                "logical_and",
+                "logical_or",
+                "logical_not",
+                "bitwise_and",
+                "bitwise_or",
+                "bitwise_xor",
+                "bitwise_not",
+                "lerp",
+            )
+        },
         "cast": lambda x, *, dtype: x.to(dtype),
-        "gelu_backward": lambda dy, x, *, approximate: aten.gelu_backward(*(t.contiguous() for t in torch.broadcast_tensors(dy, x)), approximate=approximate),
-        "silu_backward": aten.silu_backward, "tanh_backward": aten.tanh_backward, "sigmoid_backward": aten.sigmoid_backward,
+        "gelu_backward": lambda dy, x, *, approximate: aten.gelu_backward(
+            *(t.contiguous() for t in torch.broadcast_tensors(dy, x)), approximate=approximate
+        ),
+        "silu_backward": aten.silu_backward,
+        "tanh_backward": aten.tanh_backward,
+        "sigmoid_backward": aten.sigmoid_backward,
         "threshold_backward": lambda dy, x, *, threshold: aten.threshold_backward(dy, x, threshold),
         "native_dropout_backward": lambda dy, mask, *, scale: aten.native_dropout_backward(dy, mask, scale),
         "addcmul": lambda x, a, b, *, value: torch.addcmul(x, a, b, value=number(value, x)),
         "addcdiv": lambda x, a, b, *, value: torch.addcdiv(x, a, b, value=value),
-        "masked_fill": lambda x, mask, *, value: torch.masked_fill(*torch.broadcast_tensors(x, mask),
-                                                                   number(value, x) if x.dtype != torch.bool else bool(value)),
-        "sum": sum_, "mean": mean, "amax": reduce_(torch.amax), "amin": reduce_(torch.amin), "any": logical(torch.any),
+        "masked_fill": lambda x, mask, *, value: torch.masked_fill(
+            *torch.broadcast_tensors(x, mask), number(value, x) if x.dtype != torch.bool else bool(value)
+        ),
+        "sum": sum_,
+        "mean": mean,
+        "amax": reduce_(torch.amax),
+        "amin": reduce_(torch.amin),
+        "any": logical(torch.any),
         "all": logical(torch.all),
         "argmax": lambda x, *, dim, keepdim: torch.argmax(x, dim=dim, keepdim=keepdim),
         "argmin": lambda x, *, dim, keepdim: torch.argmin(x, dim=dim, keepdim=keepdim),
-        "var": lambda x, *, dim, correction, keepdim: torch.var(x, dim=None if dim == () else dim, correction=correction, keepdim=keepdim),
-        "softmax": lambda x, *, dim: torch.softmax(x, dim), "log_softmax": lambda x, *, dim: torch.log_softmax(x, dim),
+        "var": lambda x, *, dim, correction, keepdim: torch.var(
+            x, dim=None if dim == () else dim, correction=correction, keepdim=keepdim
+        ),
+        "softmax": lambda x, *, dim: torch.softmax(x, dim),
+        "log_softmax": lambda x, *, dim: torch.log_softmax(x, dim),
         "softmax_backward": lambda dy, y, *, dim: aten._softmax_backward_data(dy, y, dim, y.dtype),
         "log_softmax_backward": lambda dy, y, *, dim: aten._log_softmax_backward_data(dy, y, dim, y.dtype),
-        "layer_norm": lambda x, weight, bias, *, normalized_shape, eps: f.layer_norm(x, tuple(normalized_shape), weight, bias, eps),
-        "rms_norm": rms, "fused_rms_norm": rms_statistics,
+        "layer_norm": lambda x, weight, bias, *, normalized_shape, eps: f.layer_norm(
+            x, tuple(normalized_shape), weight, bias, eps
+        ),
+        "rms_norm": rms,
+        "fused_rms_norm": rms_statistics,
         "native_layer_norm": native_layer_norm,
         "native_layer_norm_backward": layer_norm_backward,
-        "matmul": torch.matmul, "mm": torch.mm, "bmm": torch.bmm, "linear": f.linear,
+        "matmul": torch.matmul,
+        "mm": torch.mm,
+        "bmm": torch.bmm,
+        "linear": f.linear,
         "addmm": lambda i, a, b, *, beta, alpha: torch.addmm(i, a, b, beta=beta, alpha=alpha),
         "baddbmm": lambda i, a, b, *, beta, alpha: torch.baddbmm(i, a, b, beta=beta, alpha=alpha),
-        "scaled_dot_product_attention": lambda q, k, v, mask, *, dropout_p, is_causal, scale, enable_gqa:
-            f.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa),
-        "copy": torch.clone, "cat": lambda tensors, *, dim: torch.cat(tensors, dim), "tril": lambda x, *, diagonal: torch.tril(x, diagonal),
+        "scaled_dot_product_attention": lambda q, k, v, mask, *, dropout_p, is_causal, scale, enable_gqa: (
+            f.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        ),
+        "copy": torch.clone,
+        "cat": lambda tensors, *, dim: torch.cat(tensors, dim),
+        "tril": lambda x, *, diagonal: torch.tril(x, diagonal),
         "triu": lambda x, *, diagonal: torch.triu(x, diagonal),
         "arange": lambda *, start, end, step, dtype: torch.arange(start, end, step, dtype=dtype),
         "full": lambda *, shape, value, dtype: torch.full(shape, value, dtype=torch.float64).to(dtype),
         "embedding": lambda weight, indices: f.embedding(indices, weight),
-        "embedding_dense_backward": lambda dy, indices, *, num_weights, padding_idx:
-            aten.embedding_dense_backward(dy, indices, num_weights, padding_idx, False),
+        "embedding_dense_backward": lambda dy, indices, *, num_weights, padding_idx: aten.embedding_dense_backward(
+            dy, indices, num_weights, padding_idx, False
+        ),
         "gather": lambda x, index, *, dim: torch.gather(x, dim, index),
         "scatter_add": lambda x, index, src, *, dim: torch.scatter_add(x, dim, index, src),
         "index_select": lambda x, index, *, dim: torch.index_select(x, dim, index),
-        "index_add": lambda x, index, source, *, dim, alpha: torch.index_add(x, dim, index, source, alpha=number(alpha, x)),
-        "nll_loss": lambda x, t, w, *, reduction, ignore_index: f.nll_loss(x, t, w, ignore_index=ignore_index, reduction=reduction),
-        "nll_loss_forward": lambda x, t, w, *, reduction, ignore_index: aten.nll_loss_forward(x, t, w, r[reduction], ignore_index),
-        "nll_loss_backward": lambda dy, x, t, w, total, *, reduction, ignore_index:
-            aten.nll_loss_backward(dy, x, t, w, r[reduction], ignore_index, total),
-        "cross_entropy": cross_entropy}
-    return FunctionTarget("torch", {name: _over_torch(torch, OPS[name], fn) for name, fn in table.items() if name in OPS})
+        "index_add": lambda x, index, source, *, dim, alpha: torch.index_add(
+            x, dim, index, source, alpha=number(alpha, x)
+        ),
+        "nll_loss": lambda x, t, w, *, reduction, ignore_index: f.nll_loss(
+            x, t, w, ignore_index=ignore_index, reduction=reduction
+        ),
+        "nll_loss_forward": lambda x, t, w, *, reduction, ignore_index: aten.nll_loss_forward(
+            x, t, w, r[reduction], ignore_index
+        ),
+        "nll_loss_backward": lambda dy, x, t, w, total, *, reduction, ignore_index: aten.nll_loss_backward(
+            dy, x, t, w, r[reduction], ignore_index, total
+        ),
+        "cross_entropy": cross_entropy,
+    }
+    return FunctionTarget(
+        "torch", {name: _over_torch(torch, OPS[name], fn) for name, fn in table.items() if name in OPS}
+    )
 
 
 # What torch 2.13 computes in float16 and bfloat16 itself, so that it loses digits our standard (float32, one rounding)
 # keeps: rsqrt rounds the root first, erf is off by 1.6 % near 0, the sums of indexed rows and sigmoid's gradient round at every step.
-_WIDENED = frozenset({"rsqrt", "erf", "embedding_dense_backward", "index_add", "scatter_add", "sigmoid_backward", "nll_loss", "nll_loss_forward"})
+_WIDENED = frozenset(
+    {
+        "rsqrt",
+        "erf",
+        "embedding_dense_backward",
+        "index_add",
+        "scatter_add",
+        "sigmoid_backward",
+        "nll_loss",
+        "nll_loss_forward",
+    }
+)
 
 
 def _over_torch(torch: Any, op: Op, fn: Callable) -> Callable:
@@ -186,14 +288,19 @@ def _over_torch(torch: Any, op: Op, fn: Callable) -> Callable:
         return x if to_dtype(x.dtype) is d else x.astype(d.numpy)
 
     def call(tensors: tuple, attrs: dict[str, Any]) -> tuple:
-        inputs = tuple(None if t is None else [to(x) for x in t] if isinstance(t, (list, tuple)) else to(t) for t in tensors)
+        inputs = tuple(
+            None if t is None else [to(x) for x in t] if isinstance(t, (list, tuple)) else to(t) for t in tensors
+        )
         given = {k: kind(v) if k == "dtype" and v is not None else v for k, v in attrs.items()}
         plain = tuple(tuple(t) if isinstance(t, list) else t for t in tensors)
         specs = result_specs(op, plain, attrs)
         if op.family in ("index", "loss"):
             reference(op, plain, attrs)  # refuses indices out of bounds in the standard's words; torch's own differ
         if op.name in _WIDENED:
-            inputs = tuple(t.to(torch.float32) if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t for t in inputs)
+            inputs = tuple(
+                t.to(torch.float32) if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t
+                for t in inputs
+            )
         with torch.no_grad():
             got = fn(*inputs, **given)
         got = got if isinstance(got, (tuple, list)) else (got,)

@@ -43,11 +43,15 @@ def docstring(record: Op) -> str:
     return "\n".join(lines)
 
 
+def native_op(record: Op, resolve: Any, resolver: Resolver) -> Any:
+    """The native callable of an operator; ``resolve`` chooses its kernels, ``resolver`` has its other hooks."""
+    return _native.Op(record.name, tuple(_param(p) for p in record.params), len(record.results), resolve, resolver.call_slowly,
+                      resolver.infer, docstring(record))
+
+
 def _make(record: Op) -> Any:
     resolver = Resolver(record)
-    native = _native.Op(record.name, tuple(_param(p) for p in record.params), len(record.results), resolver.resolve,
-                        resolver.call_slowly, resolver.infer, docstring(record))
-    resolver.native = native
+    native = resolver.native = native_op(record, resolver.resolve, resolver)
     native.__signature__ = _signature(record)
     return native
 

@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -223,14 +224,42 @@ class Resolver:
         record = self.record
         codes = tuple(s.dtype.code for s in infer_specs(record, inputs, attrs))
         device = _device_of(inputs)
-        candidate, _ = choose(record, device, inputs, attrs)
+        candidate, looked = choose(record, device, inputs, attrs)
         chosen[record.name, candidate.name] += 1
         rule = _RULES[record.rule]
+        if any(c.when is not None for c, _ in looked):  # sizes and values are not part of a signature: ask at every call
+            return 0, 0, codes, _RULES[""], self._choose_again
         if device.is_host:
             return candidate.address, candidate.pointwise, codes, rule, candidate.call
         if candidate.device == "cpu":
             return 0, 0, codes, rule, self.fall_back(device)
+        if record.attrs or (record.rule == "same" and len(record.tensors) > 1):
+            rule = _RULES[""]  # host kernels check attributes and shapes themselves on every call, device kernels do not
         return 0, int(record.formula is not None), codes, rule, candidate.call
+
+    def _choose_again(self, inputs: tuple, attrs: dict[str, Any], outs: tuple) -> None:
+        device = _device_of(inputs or outs)
+        candidate, _ = choose(self.record, device, inputs, attrs)
+        if candidate.call is not None:
+            candidate.call(inputs, attrs, outs)
+        elif device.is_host:
+            args, kwargs = _arguments(self.record, inputs, attrs)
+            self.host(*args, **kwargs, out=outs[0] if len(outs) == 1 else outs)
+        else:
+            self.fall_back(device)(inputs, attrs, outs)
+
+    @cached_property
+    def host(self) -> Any:
+        """The operator with the host's own kernel as its only candidate."""
+        def resolve(inputs: tuple, attrs: dict[str, Any]) -> tuple[int, int, tuple[int, ...], int, None]:
+            found = _host(self.record.name)
+            if found is None:
+                raise Unsupported(f"{self.record.name}: this build has no host kernel for it")
+            codes = tuple(s.dtype.code for s in infer_specs(self.record, inputs, attrs))
+            return found.address, found.pointwise, codes, _RULES[self.record.rule], None
+
+        from .api import native_op
+        return native_op(self.record, resolve, self)
 
     def infer(self, inputs: tuple, attrs: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
         """Result shapes; raises the operator's own errors."""
@@ -251,7 +280,7 @@ class Resolver:
                     _log.warning("%s: no kernel on %s, the host computes it (said once; haian.explain tells why)", name, device.name)
                 on_host = [t if t is None else t.cpu() for t in inputs]
                 args, kwargs = _arguments(self.record, on_host, attrs)
-                results = self.native(*args, **kwargs)
+                results = self.host(*args, **kwargs)
                 for out, result in zip(outs, results if isinstance(results, tuple) else (results,)):
                     out.copy_(result)
 
@@ -307,8 +336,10 @@ class _Call:
         self.listed = any(p.kind == "tensors" for p in record.params)
         if self.listed:
             given = raw[0]
-            if not isinstance(given, (list, tuple)) or not given:
-                raise ArgumentError(f"{record.name}: {record.params[0].name} is {_what(given)}; needs a list of one or more tensors")
+            if not isinstance(given, (list, tuple)):
+                raise DTypeError(f"{record.name}: {record.params[0].name} is {_what(given)}; needs a list of tensors")
+            if not given:
+                raise ArgumentError(f"{record.name}: no tensors; needs a list of one or more")
             if len(given) > 14:
                 raise ArgumentError(f"{record.name}: {len(given)} tensors; one call takes at most 14, join in steps")
             raw = list(given)

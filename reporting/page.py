@@ -3,6 +3,7 @@
 No file beside it, no network, readable without JavaScript (English then).  Not here: what stands in a report
 (conformance/report.py, bench/report.py) and plots (svg.py).
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -111,7 +112,7 @@ _TEMPLATE = """{% macro say(t) %}{% if t.zh is defined and t.zh %}<span class="e
 <h1>{{ say(title) }}</h1>{% if subtitle %}<p class="sub">{{ say(subtitle) }}</p>{% endif %}
 {% for s in sections %}{% if s.folded %}<details><summary><h2>{{ say(s.title) }}</h2></summary>{% else %}<section>{% if s.title %}<h2>{{ say(s.title) }}</h2>{% endif %}{% endif %}
 {% for b in s.blocks %}{{ block(b) }}
-{% endfor %}{{ '</details>' if s.folded else '</section>' }}
+{% endfor %}{% if s.folded %}</details>{% else %}</section>{% endif %}
 {% endfor %}<script>{{ js | safe }}</script></body></html>
 """
 
@@ -129,4 +130,9 @@ def render(title: Any, sections: Iterable[Section], subtitle: Any = "") -> str:
     import jinja2
 
     env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return env.from_string(_TEMPLATE).render(title=title, subtitle=subtitle, sections=list(sections), css=_CSS, js=_JS).strip() + "\n"
+    return (
+        env.from_string(_TEMPLATE)
+        .render(title=title, subtitle=subtitle, sections=list(sections), css=_CSS, js=_JS)
+        .strip()
+        + "\n"
+    )

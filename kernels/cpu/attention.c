@@ -264,7 +264,7 @@ static int32_t scaled_dot_product_attention(const haian_args *args) {
 static int32_t flash_attention(const haian_args *args) {
   const char *op = "scaled_dot_product_flash_attention";
   attention t = {.out = args->n_out > 0 ? args->out[0] : NULL, .lse = args->n_out > 1 ? args->out[1] : NULL};
-  TRY(check(op, &t, args, 0, 3, 4, 2, attr_at(args, 0), attr_at(args, 1), false));
+  TRY(check(op, &t, args, 0, 3, 4, 2, attr_at(args, 0), attr_at(args, 1), true));
   return forward(op, &t);
 }
 
@@ -272,7 +272,7 @@ static int32_t flash_attention(const haian_args *args) {
 static int32_t flash_attention_backward(const haian_args *args) {
   const char *op = "scaled_dot_product_flash_attention_backward";
   attention t = {0};
-  TRY(check(op, &t, args, 1, 6, 7, 3, attr_at(args, 0), attr_at(args, 1), false));
+  TRY(check(op, &t, args, 1, 6, 7, 3, attr_at(args, 0), attr_at(args, 1), true));
   t.dy = args->in[0];
   t.out = args->in[4];
   t.lse = args->in[5];
@@ -286,7 +286,8 @@ static int32_t flash_attention_backward(const haian_args *args) {
                   "%s: output %d is %s %s; needs %s %s", op, i, haian_dtype_name(args->out[i]->dtype),
                   TEXT(args->out[i]), haian_dtype_name(like[i]->dtype), TEXT(like[i]));
   t.dq = args->out[0], t.dk = args->out[1], t.dv = args->out[2];
-  haian_parallel_for(t.B * t.H, 1, t.q->dtype == HAIAN_F64 ? backward_items_f64 : backward_items_f32, &t);
+  if (t.H == 0) return HAIAN_OK;
+  haian_parallel_for(t.B * t.G, 1, t.q->dtype == HAIAN_F64 ? backward_items_f64 : backward_items_f32, &t);
   return t.failed ? out_of_memory(op) : HAIAN_OK;
 }
 

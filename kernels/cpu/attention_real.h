@@ -287,7 +287,9 @@ static void R_(store_rows)(const haian_tensor *to, const REAL *x, int64_t ld, in
   for (int64_t i = 0; i < rows; i++)
     for (int64_t j = 0; j < cols; j++) R_(store1)((char *)at4(to, b, h, i0 + i, j), to->dtype, x[i * ld + j]);
 }
-static bool R_(backward_item)(const attention *t, int64_t b, int64_t h) {
+/* one query head; its share of a key head's gradients goes to dk_sum (S, E) and dv_sum (S, V) where heads are shared */
+static bool R_(backward_item)(const attention *t, int64_t b, int64_t h, REAL *dk_sum, REAL *dv_sum) {
+  const int64_t g = h / (t->H / t->G);
   const haian_kind *kind = t->kind, *plain = t->plain;
   const int64_t size = sizeof(REAL), nr = kind->nr, E = t->E, V = t->V, tiles = (t->L + BQ - 1) / BQ;
   const int64_t ew = round_up(E, nr), vw = round_up(V, nr); /* widths as rows of whole panels */
@@ -323,7 +325,7 @@ static bool R_(backward_item)(const attention *t, int64_t b, int64_t h) {
   }
   for (int64_t k0 = 0; k0 < t->S; k0 += BK) {
     const int64_t n = t->S - k0 < BK ? t->S - k0 : BK;
-    const char *key = at4(t->k, b, h, k0, 0), *value = at4(t->v, b, h, k0, 0);
+    const char *key = at4(t->k, b, g, k0, 0), *value = at4(t->v, b, g, k0, 0);
     kind->pack_a(kp, key, t->k->stride[2], t->k->stride[3], n, E);
     kind->pack_a(k_turned, key, t->k->stride[3], t->k->stride[2], E, n);
     kind->pack_a(vp, value, t->v->stride[2], t->v->stride[3], n, V);
@@ -349,8 +351,15 @@ static bool R_(backward_item)(const attention *t, int64_t b, int64_t h) {
       HAIAN_SYM(gemm_packed)(plain, n, ew, nq, packed, q_along + q0 * ew, nr, nr * nq, dk, ew, 0);
       HAIAN_SYM(gemm_packed)(plain, E, lanes, n, k_turned, dp, BQ, nr, dq + q0 * E, BQ, 0);
     }
-    R_(store_rows)(t->dk, dk, ew, b, h, k0, n, E);
-    R_(store_rows)(t->dv, dv, vw, b, h, k0, n, V);
+    if (dk_sum) {
+      for (int64_t k = 0; k < n; k++) {
+        for (int64_t e = 0; e < E; e++) dk_sum[(k0 + k) * E + e] += dk[k * ew + e];
+        for (int64_t v = 0; v < V; v++) dv_sum[(k0 + k) * V + v] += dv[k * vw + v];
+      }
+    } else {
+      R_(store_rows)(t->dk, dk, ew, b, g, k0, n, E);
+      R_(store_rows)(t->dv, dv, vw, b, g, k0, n, V);
+    }
   }
   REAL *one = delta;
   for (int64_t q = 0; q < BQ; q++) one[q] = 1;
@@ -360,8 +369,24 @@ static bool R_(backward_item)(const attention *t, int64_t b, int64_t h) {
 }
 static void R_(backward_items)(void *ctx, int64_t lo, int64_t hi) {
   attention *t = ctx;
-  for (int64_t i = lo; i < hi; i++)
-    if (!R_(backward_item)(t, i / t->H, i % t->H)) __atomic_store_n(&t->failed, 1, __ATOMIC_RELAXED);
+  const int64_t shared = t->H / t->G, sums = t->S * (t->E + t->V);
+  for (int64_t i = lo; i < hi; i++) { /* one head of keys with all heads of queries that share it, in their order */
+    const int64_t b = i / t->G, g = i % t->G;
+    REAL *dk = NULL, *dv = NULL;
+    bool good = true;
+    if (shared > 1) {
+      dk = (REAL *)HAIAN_SYM(workspace)(2, (size_t)(sums > 0 ? sums : 1) * sizeof(REAL));
+      good = dk != NULL;
+      if (good) memset(dk, 0, (size_t)sums * sizeof(REAL));
+      dv = good ? dk + t->S * t->E : NULL;
+    }
+    for (int64_t r = 0; good && r < shared; r++) good = R_(backward_item)(t, b, g * shared + r, dk, dv);
+    if (good && dk) {
+      R_(store_rows)(t->dk, dk, t->E, b, g, 0, t->S, t->E);
+      R_(store_rows)(t->dv, dv, t->V, b, g, 0, t->S, t->V);
+    }
+    if (!good) __atomic_store_n(&t->failed, 1, __ATOMIC_RELAXED);
+  }
 }
 #undef LANES
 #undef MINUS_INF

@@ -113,9 +113,6 @@ static void narrow_f32(int32_t dtype, const float *x, void *to, int64_t n) {
   }
 }
 
-/* The second step of a double or integer on its way to a float of 16 bits or fewer. */
-static void narrow_odd(int32_t dtype, const float *odd, void *to, int64_t n) { narrow_f32(dtype, odd, to, n); }
-
 static void narrow_f64(int32_t dtype, const double *x, void *to, int64_t n) {
   float odd[CAST_TILE];
   switch (dtype) {
@@ -130,10 +127,11 @@ static void narrow_f64(int32_t dtype, const double *x, void *to, int64_t n) {
     CASE_STORE(HAIAN_I64, int64_t, haian_whole64(x[i]))
     CASE_STORE(HAIAN_U64, uint64_t, haian_whole64u(x[i]))
     case HAIAN_F64: memcpy(to, x, (size_t)n * 8); return;
-    default: LOOP(odd, haian_odd(x[i])); narrow_odd(dtype, odd, to, n); return;
+    default: LOOP(odd, haian_odd(x[i])); narrow_f32(dtype, odd, to, n); return;
   }
 }
-static void narrow_i64(int32_t dtype, const int64_t *x, void *to, int64_t n) {
+/* bytes: of the source's type; up to 2 it is exact in float, up to 4 in double */
+static void narrow_i64(int32_t dtype, int64_t bytes, const int64_t *x, void *to, int64_t n) {
   float odd[CAST_TILE];
   switch (dtype) {
     CASE_STORE(HAIAN_BOOL, uint8_t, x[i] != 0)
@@ -146,7 +144,12 @@ static void narrow_i64(int32_t dtype, const int64_t *x, void *to, int64_t n) {
     CASE_STORE(HAIAN_F32, float, (float)x[i])
     CASE_STORE(HAIAN_F64, double, (double)x[i])
     case HAIAN_I64: case HAIAN_U64: memcpy(to, x, (size_t)n * 8); return;
-    default: LOOP(odd, haian_odd_i64(x[i])); narrow_odd(dtype, odd, to, n); return;
+    default:
+      if (bytes <= 2) LOOP(odd, (float)x[i]);
+      else if (bytes <= 4) LOOP(odd, haian_odd((double)x[i]));
+      else LOOP(odd, haian_odd_i64(x[i]));
+      narrow_f32(dtype, odd, to, n);
+      return;
   }
 }
 static void narrow_u64(int32_t dtype, const int64_t *bits, void *to, int64_t n) {
@@ -157,9 +160,9 @@ static void narrow_u64(int32_t dtype, const int64_t *bits, void *to, int64_t n) 
     CASE_STORE(HAIAN_F64, double, (double)x[i])
     case HAIAN_F16: case HAIAN_BF16: case HAIAN_F8E4M3: case HAIAN_F8E5M2:
       LOOP(odd, haian_odd_u64(x[i]));
-      narrow_odd(dtype, odd, to, n);
+      narrow_f32(dtype, odd, to, n);
       return;
-    default: narrow_i64(dtype, bits, to, n); return;
+    default: narrow_i64(dtype, 8, bits, to, n); return;
   }
 }
 
@@ -213,7 +216,8 @@ static void cast_run(int32_t from, int32_t to, const char *x, char *y, int64_t n
       narrow_f32(to, wide.f, y, count);
     } else {
       widen_i64(from, x, wide.i, count);
-      (from == HAIAN_U64 ? narrow_u64 : narrow_i64)(to, wide.i, y, count);
+      if (from == HAIAN_U64) narrow_u64(to, wide.i, y, count);
+      else narrow_i64(to, read, wide.i, y, count);
     }
   }
 }

@@ -1,5 +1,5 @@
-/* Conversions between 16-bit floats and float32 over contiguous runs: exact one way, nearest-even the other, NaN stays NaN.
- * Not here: the cast operator, which takes any dtypes and strides (pointwise). */
+/* Conversions between 16-bit floats and float32 over contiguous runs: exact one way, nearest-even the other, NaN stays
+ * NaN.  Not here: the cast operator, which takes any dtypes and strides (pointwise). */
 #include "kernel.h"
 #if defined(__F16C__)
 #include <immintrin.h>

@@ -1,8 +1,6 @@
-/* Includes row_real.h and the file TEMPLATE once for float and once for double, and for int64_t when EACH_INT is defined.
- *   REAL        type of the computation             REAL_DTYPE  its dtype
- *   REAL_INT    the integer as wide as REAL
- *   ACC         type of a chunk's sums (integers wrap: unsigned)
- *   WIDE        type in which sums of chunks add up
+/* Includes row_real.h and the file TEMPLATE once for float and once for double, and for int64_t when EACH_INT is
+ * defined. REAL        type of the computation             REAL_DTYPE  its dtype REAL_INT    the integer as wide as
+ * REAL ACC         type of a chunk's sums (integers wrap: unsigned) WIDE        type in which sums of chunks add up
  *   FN(name)    the name of a function or type for it: name_f32, name_f64, name_i64 */
 #include "row.h"
 

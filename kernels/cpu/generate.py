@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from haian.kernels.ops.formula import Body
     from haian.kernels.ops.record import Op
 
-STORAGE = {"f32": "float", "f64": "double", "b8": "uint8_t", "u8": "uint8_t", "bits8": "uint8_t", "bits16": "uint16_t",
+STORAGE = {"f32": "float", "bf16": "uint16_t", "f64": "double", "b8": "uint8_t", "u8": "uint8_t", "bits8": "uint8_t", "bits16": "uint16_t",
            "bits32": "uint32_t", "bits64": "uint64_t", **{f"i{n}": f"int{n}_t" for n in (8, 16, 32, 64)}}
 # the same bits come out whether an integer is signed or not: one tile serves int8 and uint8
 SIGNLESS = {"name", "const", "+", "-", "*", "neg", "&", "|", "^", "~", "==", "!=", "where"}
@@ -38,7 +38,7 @@ def moves(body: Body) -> bool:
 
 
 def attributes(body: Body, kind: str) -> list[str]:
-    floating, c = kind[0] == "f", {"b8": "int32_t"}.get(kind, STORAGE[kind])
+    floating, c = kind in ("f32", "f64", "bf16"), {"b8": "int32_t", "bf16": "float"}.get(kind, STORAGE[kind])
     read = "haian_attr_float" if floating else "haian_attr_truth" if kind == "b8" else "haian_attr_int"
     return [f"const {c} {name} = ({c}){read}(attr + {at});" for name, at in body.attrs]
 
@@ -46,7 +46,7 @@ def attributes(body: Body, kind: str) -> list[str]:
 def tile(body: Body, kind: str) -> str:
     """The C function of one formula for one compute type."""
     out = "uint8_t" if body.boolean else STORAGE[kind]
-    c_kind = "u8" if kind.startswith("bits") else kind
+    c_kind = "u8" if kind.startswith("bits") else "f32" if kind == "bf16" else kind
     lines = [f"static void {body.name}_{kind}(const void *const *in, void *out, int64_t n, const haian_attr *attr) {{"]
     used = {n.value for n in body.nodes() if n.op == "name"}
     loads = []
@@ -55,19 +55,23 @@ def tile(body: Body, kind: str) -> str:
             continue
         c = "uint8_t" if name in body.booleans else STORAGE[kind]
         lines.append(f"  const {c} *in{at} = in[{at}];")
-        element = "bool" if name in body.booleans else {"b8": "int32_t"}.get(kind, c)
-        loads.append(f"const {element} {name} = in{at}[i]{' != 0' if element != c else ''};")
+        boolean = name in body.booleans
+        element = "bool" if boolean else {"b8": "int32_t", "bf16": "float"}.get(kind, c)
+        value = f"haian_bf16_load(in{at}[i])" if kind == "bf16" and not boolean else f"in{at}[i]{' != 0' if element != c else ''}"
+        loads.append(f"const {element} {name} = {value};")
     lines += [f"  {line}" for line in attributes(body, kind)] + ([] if body.attrs else ["  (void)attr;"])
     lines.append(f"  {out} *result = out;")
 
     def loop(indent: str, lo: str, hi: str, spell: Any = None, instead: str = "") -> list[str]:
         steps, value = body.c_lines(c_kind, spell)
-        store = instead or f"result[i] = {f'{value} != 0' if kind == 'b8' and not body.boolean else value};"
+        if not body.boolean:
+            value = f"{value} != 0" if kind == "b8" else f"haian_bf16_store({value})" if kind == "bf16" else value
+        store = instead or f"result[i] = {value};"
         inner = [f"{indent}  {line}" for line in (*loads, *steps, store)]
         return [f"{indent}HAIAN_INDEPENDENT for (int64_t i = {lo}; i < {hi}; i++) {{", *inner, indent + "}"]
 
-    if kind == "f32" and body.uses("sin", "cos"):  # their vector form ends at HAIAN_TRIG_MAX
-        angles = [body.c_expression(n.args[0], kind) for n in body.nodes() if n.op in ("sin", "cos")]
+    if c_kind == "f32" and body.uses("sin", "cos"):  # their vector form ends at HAIAN_TRIG_MAX
+        angles = [body.c_expression(n.args[0], c_kind) for n in body.nodes() if n.op in ("sin", "cos")]
         test = " | ".join(f"(haian_absf({a}) > HAIAN_TRIG_MAX)" for a in angles)
         far = {"sin": "haian_far_sinf", "cos": "haian_far_cosf"}
         lines += [f"  for (int64_t lo = 0; lo < n; lo += {BLOCK}) {{", f"    const int64_t hi = lo + {BLOCK} < n ? lo + {BLOCK} : n;",
@@ -94,12 +98,11 @@ def chooser(op: Op, formula: Any, kind: str) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def half(name: str, body: Body, dtype: str) -> str:
-    """A tile of a 16-bit float: float32 tiles between two conversions."""
+def half(name: str, body: Body) -> str:
+    """A tile of float16: float32 tiles between two conversions (bfloat16 converts in the loop, which vectorises)."""
     mask = sum(1 << i for i, t in enumerate(body.tensors) if t in body.booleans)
-    return (f"static void {name}_{dtype}(const void *const *in, void *out, int64_t n, const haian_attr *attr) {{\n"
-            f"  haian_half_tile({name}_f32, {len(body.tensors)}, {mask}, {int(body.boolean)}, HAIAN_SYM({dtype}_to_f32), "
-            f"HAIAN_SYM(f32_to_{dtype}), in, out, n, attr);\n}}\n")
+    return (f"static void {name}_f16(const void *const *in, void *out, int64_t n, const haian_attr *attr) {{\n"
+            f"  haian_half_tile({name}_f32, {len(body.tensors)}, {mask}, {int(body.boolean)}, in, out, n, attr);\n}}\n")
 
 
 def operator(op: Op) -> str:
@@ -124,10 +127,10 @@ def operator(op: Op) -> str:
         code = f"HAIAN_{d.short.upper()}".replace("HAIAN_B8", "HAIAN_BOOL")
         if all(moves(b) for b in variants):
             table.append((code, need(f"bits{8 * d.itemsize}")))
-        elif d.short in ("f16", "bf16"):
+        elif d.short == "f16":
             name = need("f32")[:-4]
-            text.append(half(name, first, d.short))
-            table.append((code, f"{name}_{d.short}"))
+            text.append(half(name, first))
+            table.append((code, f"{name}_f16"))
         else:
             signless = d.short == "u8" and {n.op for b in variants for n in b.nodes()} <= SIGNLESS
             table.append((code, need("i8" if signless else d.short)))

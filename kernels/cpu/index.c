@@ -1,4 +1,4 @@
-/* Lookups by index: embedding, gather, index_select; and sums by index: scatter_add, index_add, embedding_dense_backward.
+/* Lookups by index: embedding, gather, index_select; sums by index: scatter_add, index_add, embedding_dense_backward.
  * Not here: indexing by masks or by several indices at once.
  * Every index is checked before the first store.  Sums take their terms in index order, each destination in one thread
  * with one final rounding, so that results do not depend on the number of threads. */
@@ -46,8 +46,8 @@ static void check_rows(void *ctx, int64_t lo, int64_t hi) {
 }
 
 static int32_t check_indices(const char *op, const char *name, const haian_tensor *t, int64_t size) {
-  HAIAN_REQUIRE(t->dtype == HAIAN_I64 || t->dtype == HAIAN_I32, HAIAN_DTYPE, "%s: %s is %s; takes int32, int64", op, name,
-                haian_dtype_name(t->dtype));
+  HAIAN_REQUIRE(t->dtype == HAIAN_I64 || t->dtype == HAIAN_I32, HAIAN_DTYPE, "%s: %s is %s; takes int32, int64", op,
+                name, haian_dtype_name(t->dtype));
   if (t->numel == 0) return HAIAN_OK;
   check_job job = {.walk = {.ndim = t->ndim, .tensors = 1}, .index = t->data, .size = (uint64_t)size,
                    .wide = t->dtype == HAIAN_I64};
@@ -88,12 +88,11 @@ static int32_t check_indices(const char *op, const char *name, const haian_tenso
   for (int64_t i = 0; i < t->numel; i++, haian_place_next(&place, &w, w.ndim)) {
     int64_t value = index_at(t->data, place.offset[0], job.wide);
     if ((uint64_t)value < (uint64_t)size) continue;
-    haian_tensor at = {.ndim = t->ndim};
-    memcpy(at.shape, place.at, sizeof at.shape);
-    return haian_fail(HAIAN_INDEX, "%s: %s at %s is %lld; needs 0 <= index < %lld", op, name, HAIAN_SHAPE_OF(&at),
-                      (long long)value, (long long)size);
+    return haian_fail(HAIAN_INDEX, "%s: %s %lld at position %lld is outside 0 <= %s < %lld", op, name, (long long)value,
+                      (long long)i, name, (long long)size);
   }
-  return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: %s changed while it was read; needs indices nobody writes to", op, name);
+  return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: %s changed while it was read; needs indices nobody writes to", op,
+                    name);
 }
 
 /* ---- lookups: out[...] = x[..., index[...], ...] ----------------------------------------------------------------- */
@@ -134,7 +133,8 @@ DEFINE_TAKE(bits16)
 
 typedef void (*take_loop)(void *, int64_t, const void *, int64_t, bool, const void *, int64_t, int64_t, int64_t);
 static take_loop take_of(int64_t item) {
-  return item == 1 ? take_bits1 : item == 2 ? take_bits2 : item == 4 ? take_bits4 : item == 8 ? take_bits8 : take_bits16;
+  return item == 1 ? take_bits1 : item == 2 ? take_bits2 : item == 4 ? take_bits4 : item == 8 ? take_bits8
+                                                                                             : take_bits16;
 }
 
 /* One index for the n elements of a run. */
@@ -248,8 +248,8 @@ static void take(haian_walk walk, const haian_tensor *out, const haian_tensor *i
 
 static int32_t need_three(const char *op, const haian_args *args, int n_in, int n_attr) {
   HAIAN_REQUIRE(args->n_in == n_in && args->n_out == 1 && args->n_attr == n_attr, HAIAN_INVALID_ARGUMENT,
-                "%s: %d inputs, %d outputs, %d attributes; needs %d, 1, %d", op, args->n_in, args->n_out, args->n_attr, n_in,
-                n_attr);
+                "%s: %d inputs, %d outputs, %d attributes; needs %d, 1, %d", op, args->n_in, args->n_out, args->n_attr,
+                n_in, n_attr);
   for (int i = 0; i < n_in; i++)
     HAIAN_REQUIRE(args->in[i], HAIAN_INVALID_ARGUMENT, "%s: input %d is missing; needs %d tensors", op, i, n_in);
   return HAIAN_OK;
@@ -257,16 +257,17 @@ static int32_t need_three(const char *op, const haian_args *args, int n_in, int 
 
 static int32_t need_dtype(const char *op, const char *name, const haian_tensor *t, const char *like,
                           const haian_tensor *other) {
-  HAIAN_REQUIRE(t->dtype == other->dtype, HAIAN_DTYPE, "%s: %s is %s and %s is %s; they must be equal; cast first", op, name,
-                haian_dtype_name(t->dtype), like, haian_dtype_name(other->dtype));
+  HAIAN_REQUIRE(t->dtype == other->dtype, HAIAN_DTYPE, "%s: %s is %s and %s is %s; they must be equal; cast first", op,
+                name, haian_dtype_name(t->dtype), like, haian_dtype_name(other->dtype));
   return HAIAN_OK;
 }
 
 /* The axis an attribute names; a 0-d tensor counts as one axis of size 1. */
 static int32_t need_dim(const char *op, const haian_attr *attr, const haian_tensor *x, int *dim) {
   int n = x->ndim ? x->ndim : 1;
-  HAIAN_REQUIRE(attr->kind == HAIAN_INT && attr->i >= -n && attr->i < n, HAIAN_SHAPE, "%s: dim %lld is outside a tensor of "
-                "%d axes; needs %d <= dim < %d", op, attr->kind == HAIAN_INT ? (long long)attr->i : 0LL, x->ndim, -n, n);
+  HAIAN_REQUIRE(attr->kind == HAIAN_INT && attr->i >= -n && attr->i < n, HAIAN_SHAPE, "%s: dim %lld is outside a "
+                "tensor of %d axes; needs %d <= dim < %d", op, attr->kind == HAIAN_INT ? (long long)attr->i : 0LL,
+                x->ndim, -n, n);
   *dim = (int)(attr->i < 0 ? attr->i + n : attr->i);
   return HAIAN_OK;
 }
@@ -307,11 +308,12 @@ static int32_t run_gather(const haian_args *args) {
   TRY(need_dtype("gather", "out", out, "x", x));
   HAIAN_REQUIRE(index->ndim == x->ndim, HAIAN_SHAPE, "gather: index is %s and x is %s; needs as many axes",
                 HAIAN_SHAPE_OF(index), HAIAN_SHAPE_OF(x));
-  HAIAN_REQUIRE(haian_same_shape(index, out), HAIAN_SHAPE, "gather: out is %s; needs index's shape %s", HAIAN_SHAPE_OF(out),
-                HAIAN_SHAPE_OF(index));
+  HAIAN_REQUIRE(haian_same_shape(index, out), HAIAN_SHAPE, "gather: out is %s; needs index's shape %s",
+                HAIAN_SHAPE_OF(out), HAIAN_SHAPE_OF(index));
   for (int d = 0; d < x->ndim; d++)
-    HAIAN_REQUIRE(d == dim || index->numel == 0 || index->shape[d] <= x->shape[d], HAIAN_SHAPE, "gather: index is %s and x "
-                  "is %s; index may not be larger on axis %d", HAIAN_SHAPE_OF(index), HAIAN_SHAPE_OF(x), d);
+    HAIAN_REQUIRE(d == dim || index->numel == 0 || index->shape[d] <= x->shape[d], HAIAN_SHAPE,
+                  "gather: index is %s and x is %s; index may not be larger on axis %d", HAIAN_SHAPE_OF(index),
+                  HAIAN_SHAPE_OF(x), d);
   TRY(check_indices("gather", "index", index, x->ndim ? x->shape[dim] : 1));
   haian_walk w = {.ndim = out->ndim};
   for (int d = 0; d < out->ndim; d++) {
@@ -421,8 +423,8 @@ typedef struct add_job {
   } \
   /* `columns` neighbouring columns: to[destination * to_stride + c * to_step]. */ \
   static inline __attribute__((always_inline)) void add_columns_##NAME( \
-      const add_job *job, A *to, int64_t to_stride, int64_t to_step, int64_t index, int64_t index_step, const T *source, \
-      int64_t source_step, int64_t columns) { \
+      const add_job *job, A *to, int64_t to_stride, int64_t to_step, int64_t index, int64_t index_step, \
+      const T *source, int64_t source_step, int64_t columns) { \
     A alpha = (A)(ALPHA); \
     bool along = columns == 1 || (job->source_stride < source_step && job->source_stride >= 0); /* follow memory */ \
     int64_t rows = along ? columns : job->n, n = along ? job->n : columns; \
@@ -488,13 +490,14 @@ static const add_bodies adders[HAIAN_DTYPE_END] = {
 };
 
 /* Sorts terms by destination.  places: the index tensor's axes, tensor 0 = index, 1 = source rows.  skip: a destination
- * whose terms do not count, or -1.  Returns start (size + 1), with the terms behind it, or NULL; the caller frees it. */
+ * whose terms do not count, or -1.  Returns start (size + 1) with the terms behind it, or NULL; the caller frees it. */
 static int64_t *sort_terms(const haian_walk *places, const haian_tensor *index, int64_t size, int64_t skip) {
   int64_t *start = calloc((size_t)(size + 2 + index->numel), sizeof *start), *term = start + size + 2;
   if (!start) return NULL;
   bool wide = index->dtype == HAIAN_I64;
   haian_place place;
-  for (int pass = 0; pass < 2 && index->numel; pass++) { /* count into start[v + 2]; then place, moving start[v + 1] up to its end */
+  /* Count into start[v + 2]; then place, which moves start[v + 1] from v's beginning up to its end. */
+  for (int pass = 0; pass < 2 && index->numel; pass++) {
     haian_place_seek(&place, places, places->ndim, 0);
     for (int64_t i = 0; i < index->numel; i++, haian_place_next(&place, places, places->ndim)) {
       int64_t v = index_at(index->data, place.offset[0], wide);
@@ -545,8 +548,8 @@ static int32_t run_embedding_dense_backward(const haian_args *args) {
   TRY(need_three(op, args, 2, 2));
   const haian_tensor *dy = args->in[0], *indices = args->in[1], *out = args->out[0];
   TRY(need_dtype(op, "out", out, "dy", dy));
-  HAIAN_REQUIRE((HAIAN_FLOATS >> dy->dtype) & 1, HAIAN_DTYPE, "%s: dy is %s; takes float16, bfloat16, float32, float64", op,
-                haian_dtype_name(dy->dtype));
+  HAIAN_REQUIRE((HAIAN_FLOATS >> dy->dtype) & 1, HAIAN_DTYPE, "%s: dy is %s; takes float16, bfloat16, float32, float64",
+                op, haian_dtype_name(dy->dtype));
   HAIAN_REQUIRE(args->attr[0].kind == HAIAN_INT && args->attr[1].kind == HAIAN_INT, HAIAN_INVALID_ARGUMENT,
                 "%s: num_weights or padding_idx is missing; needs two integers", op);
   int last = indices->ndim;
@@ -580,8 +583,9 @@ static int32_t add_along(const char *op, const haian_tensor *x, int dim, const h
   int64_t item = haian_itemsize(out->dtype), columns = 1;
   bool uniform = true, whole = true;
   haian_walk copy = {.ndim = out->ndim, .tensors = 2};
-  add_job job = {.y = out->data, .source = source->data, .index = index->data, .y_stride = out->ndim ? out->stride[dim] : 0,
-                 .x_stride = x->ndim ? x->stride[dim] : 0, .index_stride = index_strides[dim],
+  add_job job = {.y = out->data, .source = source->data, .index = index->data,
+                 .y_stride = out->ndim ? out->stride[dim] : 0, .x_stride = x->ndim ? x->stride[dim] : 0,
+                 .index_stride = index_strides[dim],
                  .source_stride = source->ndim ? source->stride[dim] : 0, .size = x->ndim ? x->shape[dim] : 1,
                  .n = shape[dim], .alpha = alpha, .alpha_int = alpha_int, .wide = index->dtype == HAIAN_I64};
   haian_walk *w = &job.walk;
@@ -644,10 +648,10 @@ static int32_t run_scatter_add(const haian_args *args) {
   TRY(need_dim("scatter_add", &args->attr[0], x, &dim));
   TRY(need_dtype("scatter_add", "out", out, "x", x));
   TRY(need_dtype("scatter_add", "src", source, "x", x));
-  HAIAN_REQUIRE(haian_same_shape(x, out), HAIAN_SHAPE, "scatter_add: out is %s; needs x's shape %s", HAIAN_SHAPE_OF(out),
-                HAIAN_SHAPE_OF(x));
-  HAIAN_REQUIRE(index->ndim == x->ndim && source->ndim == x->ndim, HAIAN_SHAPE, "scatter_add: x is %s, index %s, src %s; "
-                "needs as many axes", HAIAN_SHAPE_OF(x), HAIAN_SHAPE_OF(index), HAIAN_SHAPE_OF(source));
+  HAIAN_REQUIRE(haian_same_shape(x, out), HAIAN_SHAPE, "scatter_add: out is %s; needs x's shape %s",
+                HAIAN_SHAPE_OF(out), HAIAN_SHAPE_OF(x));
+  HAIAN_REQUIRE(index->ndim == x->ndim && source->ndim == x->ndim, HAIAN_SHAPE, "scatter_add: x is %s, index %s, src "
+                "%s; needs as many axes", HAIAN_SHAPE_OF(x), HAIAN_SHAPE_OF(index), HAIAN_SHAPE_OF(source));
   for (int d = 0; d < x->ndim && index->numel; d++)
     HAIAN_REQUIRE(index->shape[d] <= source->shape[d] && (d == dim || index->shape[d] <= x->shape[d]), HAIAN_SHAPE,
                   "scatter_add: x is %s, index %s, src %s; index may not be larger on axis %d", HAIAN_SHAPE_OF(x),
@@ -671,8 +675,9 @@ static int32_t run_index_add(const haian_args *args) {
                 "index_add: alpha is missing; needs a number");
   double alpha = args->attr[1].kind == HAIAN_INT ? (double)args->attr[1].i : args->attr[1].f;
   bool integer = !((HAIAN_FLOATS >> x->dtype) & 1);
-  HAIAN_REQUIRE(!integer || (alpha >= -0x1p63 && alpha < 0x1p63 && alpha == (double)(int64_t)alpha), HAIAN_INVALID_ARGUMENT,
-                "index_add: alpha is %g and x is %s; needs an integer", alpha, haian_dtype_name(x->dtype));
+  HAIAN_REQUIRE(!integer || (alpha >= -0x1p63 && alpha < 0x1p63 && alpha == (double)(int64_t)alpha),
+                HAIAN_INVALID_ARGUMENT, "index_add: alpha is %g and x is %s; needs an integer", alpha,
+                haian_dtype_name(x->dtype));
   HAIAN_REQUIRE(haian_same_shape(x, out), HAIAN_SHAPE, "index_add: out is %s; needs x's shape %s", HAIAN_SHAPE_OF(out),
                 HAIAN_SHAPE_OF(x));
   HAIAN_REQUIRE(index->ndim <= 1, HAIAN_SHAPE, "index_add: index is %s; needs one axis", HAIAN_SHAPE_OF(index));
@@ -687,7 +692,8 @@ static int32_t run_index_add(const haian_args *args) {
   return add_along("index_add", x, dim, index, strides, source, shape, alpha, integer ? (int64_t)alpha : 0, out);
 }
 
-#define MOVED (HAIAN_ANY | HAIAN_BIT(HAIAN_C64) | HAIAN_BIT(HAIAN_C128) | HAIAN_BIT(HAIAN_F8E4M3) | HAIAN_BIT(HAIAN_F8E5M2))
+#define MOVED \
+  (HAIAN_ANY | HAIAN_BIT(HAIAN_C64) | HAIAN_BIT(HAIAN_C128) | HAIAN_BIT(HAIAN_F8E4M3) | HAIAN_BIT(HAIAN_F8E5M2))
 const haian_kernel_entry HAIAN_TABLE(index)[] = {
   {"embedding", run_embedding, MOVED, NULL},
   {"embedding_dense_backward", run_embedding_dense_backward, HAIAN_FLOATS, NULL},

@@ -63,7 +63,7 @@ static struct {
   int count;
   const char *isa;
   char list[128];
-  char error[256];
+  char error[384];
 } library;
 
 static int by_name(const void *a, const void *b) {
@@ -86,8 +86,8 @@ static int first_variant(void) {
     }
   }
   snprintf(library.error, sizeof library.error,
-           "HAIAN_CPU_ISA=%.40s is not in this build or not run by this processor; using %s; set one of %s, or unset it",
-           forced, variants[best].name, names);
+           "HAIAN_CPU_ISA=%.40s is not in this build or not run by this processor; using %s; set one of %s, or unset "
+           "it", forced, variants[best].name, names);
   return best;
 }
 
@@ -186,7 +186,8 @@ const haian_kernel_entry *haian_find_kernel(const char *op, const char **isa) {
     int d = edit_distance(op, library.rows[i].entry->op);
     if (d < distance) distance = d, nearest = library.rows[i].entry->op;
   }
-  haian_fail(HAIAN_NOT_FOUND, "%.63s: no host kernel of that name among %d; the nearest is %s", op, library.count, nearest);
+  haian_fail(HAIAN_NOT_FOUND, "%.63s: no host kernel of that name among %d; the nearest is %s", op, library.count,
+             nearest);
   return NULL;
 }
 
@@ -225,7 +226,8 @@ static bool strides_are_contiguous(const haian_tensor *t) {
 
 static int32_t check_tensor(operand *o) {
   const haian_tensor *t = o->t;
-  if (t->ndim < 0 || t->ndim > HAIAN_MAX_RANK) REFUSE(o, HAIAN_SHAPE, "ndim %d; needs 0 to %d", t->ndim, HAIAN_MAX_RANK);
+  if (t->ndim < 0 || t->ndim > HAIAN_MAX_RANK)
+    REFUSE(o, HAIAN_SHAPE, "ndim %d; needs 0 to %d", t->ndim, HAIAN_MAX_RANK);
   int64_t item = haian_itemsize(t->dtype), numel = 1;
   if (!item) REFUSE(o, HAIAN_DTYPE, "dtype code %d; needs 1 to %d", t->dtype, HAIAN_DTYPE_END - 1);
   if (t->device != 0)
@@ -246,7 +248,7 @@ static int32_t check_tensor(operand *o) {
   int64_t before, after, low, high;
   if (!reach(t, &before, &after) || __builtin_mul_overflow(before, item, &low) ||
       __builtin_add_overflow(after, 1, &high) || __builtin_mul_overflow(high, item, &high) ||
-      (uint64_t)-low > (uint64_t)(uintptr_t)t->data || (uint64_t)high > UINTPTR_MAX - (uint64_t)(uintptr_t)t->data)
+      0 - (uint64_t)low > (uint64_t)(uintptr_t)t->data || (uint64_t)high > UINTPTR_MAX - (uint64_t)(uintptr_t)t->data)
     REFUSE(o, HAIAN_OUT_OF_RANGE, "its strides reach past the address space from %p; needs smaller strides", t->data);
   int64_t alignment = item > 8 ? 8 : item; /* a complex128 is two doubles */
   if ((uintptr_t)t->data % (uintptr_t)alignment)
@@ -307,14 +309,16 @@ static int add_term(term *terms, int n, int64_t step, int64_t low, int64_t high)
 static bool may_share(const operand *a, const operand *b) {
   if (a->low == a->high || b->low == b->high) return false;
   uintptr_t pa = (uintptr_t)a->t->data, pb = (uintptr_t)b->t->data;
-  if (pa + (uintptr_t)a->high <= pb + (uintptr_t)b->low || pb + (uintptr_t)b->high <= pa + (uintptr_t)a->low) return false;
+  if (pa + (uintptr_t)a->high <= pb + (uintptr_t)b->low || pb + (uintptr_t)b->high <= pa + (uintptr_t)a->low)
+    return false;
   int64_t item_a = haian_itemsize(a->t->dtype), item_b = haian_itemsize(b->t->dtype);
   term terms[2 * HAIAN_MAX_RANK + 1];
   int n = add_term(terms, 0, 1, -(item_b - 1), item_a - 1);
   for (int d = 0; d < a->t->ndim; d++)
     if (a->t->shape[d] > 1 && a->t->stride[d]) n = add_term(terms, n, a->t->stride[d] * item_a, 0, a->t->shape[d] - 1);
   for (int d = 0; d < b->t->ndim; d++)
-    if (b->t->shape[d] > 1 && b->t->stride[d]) n = add_term(terms, n, b->t->stride[d] * item_b, -(b->t->shape[d] - 1), 0);
+    if (b->t->shape[d] > 1 && b->t->stride[d])
+      n = add_term(terms, n, b->t->stride[d] * item_b, -(b->t->shape[d] - 1), 0);
   __int128 reach_low[2 * HAIAN_MAX_RANK + 2] = {0}, reach_high[2 * HAIAN_MAX_RANK + 2] = {0};
   for (int i = n - 1; i >= 0; i--) {
     reach_low[i] = reach_low[i + 1] + (__int128)terms[i].step * terms[i].low;
@@ -334,8 +338,9 @@ static bool overlaps_itself(const haian_tensor *t) {
     int next = -1;
     int64_t least = INT64_MAX;
     for (int d = 0; d < t->ndim; d++) {
+      if (done[d] || t->shape[d] <= 1) continue;
       int64_t step = t->stride[d] < 0 ? -t->stride[d] : t->stride[d];
-      if (!done[d] && t->shape[d] > 1 && step < least) next = d, least = step;
+      if (step < least) next = d, least = step;
     }
     if (next < 0) return false;
     if (least <= covered) return true;
@@ -355,8 +360,8 @@ static int32_t check_attributes(const char *op, const haian_args *args) {
   for (int i = 0; i < args->n_attr; i++) {
     const haian_attr *a = &args->attr[i];
     if (a->kind < HAIAN_NONE || a->kind > HAIAN_INTS)
-      return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: attribute %d: kind %d; needs 0 (none), 1 (int), 2 (float) or 3 (ints)",
-                        op, i, a->kind);
+      return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: attribute %d: kind %d; needs 0 (none), 1 (int), 2 (float) or 3 "
+                        "(ints)", op, i, a->kind);
     if (a->kind == HAIAN_INTS && (a->count < 0 || (a->count > 0 && !a->v)))
       return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: attribute %d: %d integers at %p; needs a count of 0 or more and "
                         "their address", op, i, a->count, (const void *)a->v);
@@ -371,11 +376,12 @@ int32_t haian_call(const char *op, const haian_args *args) {
   if (!args) return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: the arguments are NULL; needs a haian_args", op);
   if (args->n_in < 0 || args->n_in > HAIAN_MAX_INPUTS || args->n_out < 1 || args->n_out > HAIAN_MAX_OPERANDS ||
       args->n_attr < 0 || args->n_attr > HAIAN_MAX_ATTRS)
-    return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: %d inputs, %d outputs, %d attributes; needs 0 to %d, 1 to %d, 0 to %d",
-                      op, args->n_in, args->n_out, args->n_attr, HAIAN_MAX_INPUTS, HAIAN_MAX_OPERANDS, HAIAN_MAX_ATTRS);
+    return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: %d inputs, %d outputs, %d attributes; needs 0 to %d, 1 to %d, 0 to "
+                      "%d", op, args->n_in, args->n_out, args->n_attr, HAIAN_MAX_INPUTS, HAIAN_MAX_OPERANDS,
+                      HAIAN_MAX_ATTRS);
   if ((args->n_in && !args->in) || !args->out || (args->n_attr && !args->attr))
-    return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: the array of %s is NULL; needs the address of as many as were counted",
-                      op, args->n_in && !args->in ? "inputs" : !args->out ? "outputs" : "attributes");
+    return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: the array of %s is NULL; needs the address of as many as were "
+                      "counted", op, args->n_in && !args->in ? "inputs" : !args->out ? "outputs" : "attributes");
   int32_t status = check_attributes(op, args);
   operand outputs[HAIAN_MAX_OPERANDS];
   for (int i = 0; i < args->n_out && status == HAIAN_OK; i++) {

@@ -11,7 +11,7 @@ extern "C" {
 #define HAIAN_MAX_INPUTS 4096 /* of operators that take a list of tensors; all others stay below HAIAN_MAX_OPERANDS */
 
 /* The kernel of an operator in the most specific variant that has it and that this processor runs, or NULL with
- * HAIAN_NOT_FOUND's message recorded.  *isa (may be NULL) becomes the variant's name.  Never changes within a process. */
+ * HAIAN_NOT_FOUND's message recorded.  *isa (may be NULL) becomes the variant's name.  Constant within a process. */
 const haian_kernel_entry *haian_find_kernel(const char *op, const char **isa);
 
 /* Entry number i of the operators in alphabetical order, with its variant; NULL past the end. */

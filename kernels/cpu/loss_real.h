@@ -1,4 +1,5 @@
-/* nll_loss and cross_entropy for one type (each_real.h): one number a row, in double, gathered in fixed blocks of rows. */
+/* nll_loss and cross_entropy for one type (each_real.h): one number a row, in double, gathered in fixed blocks of rows.
+ */
 
 /* The loss of a row before reduction; weights: of its class t, or of all classes for label smoothing. */
 ROW_INLINE double FN(nll_row)(const loss_job *job, const char *x, int64_t t, double weight) {
@@ -42,7 +43,8 @@ static void FN(loss_blocks)(void *ctx, int64_t lo, int64_t hi) {
       int64_t t = job->target[row * job->target_step];
       double value = 0;
       if (t != job->ignore) {
-        double weight = job->w_data ? (double)FN(load_one)(job->w.dtype, job->w_data + t * job->w.stride[0] * job->w.item) : 1;
+        double weight =
+            job->w_data ? (double)FN(load_one)(job->w.dtype, job->w_data + t * job->w.stride[0] * job->w.item) : 1;
         const char *x = job->x_data + row * job->x_step * job->x.item;
         value = job->entropy ? FN(entropy_row)(job, x, t, weight) : FN(nll_row)(job, x, t, weight);
         part_weights += weight;
@@ -81,8 +83,10 @@ static void FN(loss_grad_rows)(void *ctx, int64_t lo, int64_t hi) {
       FN(put)(&job->dx, dx, c, job->classes - c < ROW_CHUNK ? job->classes - c : ROW_CHUNK, zero, false);
     int64_t t = job->target[row * job->target_step];
     if (t == job->ignore) continue;
-    double weight = job->w_data ? (double)FN(load_one)(job->w.dtype, job->w_data + t * job->w.stride[0] * job->w.item) : 1;
-    double dy = job->dy_step_used ? (double)FN(load_one)(job->dx.dtype, job->dy + row * job->dy_step * job->dx.item) : all;
+    double weight =
+        job->w_data ? (double)FN(load_one)(job->w.dtype, job->w_data + t * job->w.stride[0] * job->w.item) : 1;
+    double dy =
+        job->dy_step_used ? (double)FN(load_one)(job->dx.dtype, job->dy + row * job->dy_step * job->dx.item) : all;
     FN(store_one)(job->dx.dtype, dx + t * job->dx.stride[0] * job->dx.item, (REAL)(-weight * dy / total));
   }
 }

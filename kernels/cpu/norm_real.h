@@ -1,12 +1,14 @@
 /* Layer and RMS normalisation and their gradients for one type (each_real.h).
- * Mean and variance take two passes over a row that lies in L1 or L2; the second corrects what rounding the mean left. */
+ * Mean and variance take two passes over a row that lies in L1 or L2; the second corrects what rounding the mean left.
+ */
 
 typedef struct FN(norm_buffers) {
   REAL *x, *w, *b, *y; /* job->room values each; y: NORM_RUN */
 } FN(norm_buffers);
 
 /* y = (x - shift) r + c, times w, plus b, over one run. */
-ROW_INLINE void FN(affine)(REAL *y, const REAL *x, const REAL *w, const REAL *b, REAL shift, REAL r, REAL c, int64_t n) {
+ROW_INLINE void FN(affine)(REAL *y, const REAL *x, const REAL *w, const REAL *b, REAL shift, REAL r, REAL c,
+                           int64_t n) {
   if (w && b) {
 #pragma GCC ivdep
     for (int64_t i = 0; i < n; i++) y[i] = ((x[i] - shift) * r + c) * w[i] + b[i];
@@ -33,8 +35,8 @@ ROW_INLINE void FN(scale)(REAL *y, const REAL *x, const REAL *w, REAL r, int64_t
 }
 
 /* One row: its statistics, then the result in runs of NORM_RUN.  A row of at most `room` values is converted once. */
-ROW_INLINE void FN(norm_row)(const norm_job *job, const char *x, char *y, char *mean_at, char *rstd_at, const REAL *w, const REAL *b,
-                             const FN(norm_buffers) *buf, int64_t room) {
+ROW_INLINE void FN(norm_row)(const norm_job *job, const char *x, char *y, char *mean_at, char *rstd_at, const REAL *w,
+                             const REAL *b, const FN(norm_buffers) *buf, int64_t room) {
   int64_t n = job->n;
   bool once = n <= room;
   const REAL *p = once ? FN(fetch)(&job->x, x, 0, n, buf->x) : NULL;
@@ -76,8 +78,10 @@ ROW_INLINE void FN(norm_row)(const norm_job *job, const char *x, char *y, char *
     REAL *t = FN(target)(&job->y, y, at, buf->y, job->stream);
     if (job->ahead) /* the row that comes next: arithmetic hides the memory */
       for (int64_t i = 0; i < m; i += 64 / (int64_t)sizeof(REAL)) __builtin_prefetch(q + i + n);
-    if (job->layer) FN(affine)(t, q, v, u, shift, r, c, m);
-    else FN(scale)(t, q, v, r, m);
+    if (job->layer)
+      FN(affine)(t, q, v, u, shift, r, c, m);
+    else
+      FN(scale)(t, q, v, r, m);
     FN(put)(&job->y, y, at, m, t, job->stream);
   }
 }
@@ -95,7 +99,8 @@ ROW_INLINE void FN(norm_rows)(const norm_job *job, int64_t lo, int64_t hi, const
   for (int64_t row = lo; row < hi; row++) {
     char *mean_at = job->mean ? job->stat_data[0] + stat.offset[0] * row_item(job->mean->dtype) : NULL;
     char *rstd_at = job->rstd ? job->stat_data[1] + stat.offset[1] * row_item(job->rstd->dtype) : NULL;
-    FN(norm_row)(job, job->x_data + at.offset[0] * job->x.item, job->y_data + at.offset[1] * job->y.item, mean_at, rstd_at, weight, bias, buf, room);
+    FN(norm_row)(job, job->x_data + at.offset[0] * job->x.item, job->y_data + at.offset[1] * job->y.item, mean_at,
+                 rstd_at, weight, bias, buf, room);
     if (row + 1 == hi) break;
     haian_place_next(&at, w, w->ndim);
     if (job->rstd) haian_place_next(&stat, s, s->ndim);
@@ -115,10 +120,11 @@ static __attribute__((noinline)) void FN(norm_short)(void *ctx, int64_t lo, int6
   FN(norm_rows)(ctx, lo, hi, &buf, ROW_SHORT);
 }
 
-/* ---- gradients ---------------------------------------------------------------------------------------------------- */
+/* ---- gradients ----------------------------------------------------------------------------------------------------
+ */
 /* With g = dy w and h = (x - mean) rstd:  dx = rstd (g - mean(g) - h mean(g h)), dweight = sum over rows of dy h,
- * dbias = sum over rows of dy; RMS has no mean: neither mean(g) nor dbias.  Rows are taken GRAD_ROWS at a time; within a
- * block of rows dweight and dbias gather in WIDE, one array a block, and the blocks are added in order. */
+ * dbias = sum over rows of dy; RMS has no mean: neither mean(g) nor dbias.  Rows are taken GRAD_ROWS at a time; within
+ * a block of rows dweight and dbias gather in WIDE, one array a block, and the blocks are added in order. */
 typedef struct FN(grad_scratch) {
   REAL dy[NORM_RUN], x[NORM_RUN], w[NORM_RUN], g[NORM_RUN], h[NORM_RUN], dx[NORM_RUN], dw[NORM_RUN], db[NORM_RUN];
 } FN(grad_scratch);
@@ -136,7 +142,9 @@ static void FN(grad_group)(const grad_job *job, int64_t lo, int64_t hi, WIDE *dw
     dy[k] = job->dy_data + at.offset[0] * job->dy.item;
     x[k] = job->x_data + at.offset[1] * job->x.item;
     dx[k] = job->dx_data + at.offset[2] * job->dx.item;
-    mean[k] = job->layer ? FN(load_one)(job->mean->dtype, (char *)job->mean->data + stat.offset[0] * row_item(job->mean->dtype)) : 0;
+    mean[k] = job->layer ? FN(load_one)(job->mean->dtype,
+                                        (char *)job->mean->data + stat.offset[0] * row_item(job->mean->dtype))
+                         : 0;
     rstd[k] = FN(load_one)(job->rstd->dtype, (char *)job->rstd->data + stat.offset[1] * row_item(job->rstd->dtype));
     if (k + 1 < rows) {
       haian_place_next(&at, &job->walk, job->walk.ndim);
@@ -170,7 +178,8 @@ static void FN(grad_group)(const grad_job *job, int64_t lo, int64_t hi, WIDE *dw
     memset(s->db, 0, sizeof(REAL) * (size_t)m);
     for (int k = 0; k < rows; k++) {
       const REAL *d = FN(fetch)(&job->dy, dy[k], c, m, s->dy), *v = FN(fetch)(&job->x, x[k], c, m, s->x);
-      REAL *t = FN(target)(&job->dx, dx[k], c, s->dx, job->stream), shift = mean[k], r = rstd[k], a = first[k], b = second[k];
+      REAL *t = FN(target)(&job->dx, dx[k], c, s->dx, job->stream), shift = mean[k], r = rstd[k], a = first[k],
+           b = second[k];
       if (w) {
 #pragma GCC ivdep
         for (int64_t i = 0; i < m; i++) {
@@ -221,7 +230,8 @@ static void FN(grad_sums)(void *ctx, int64_t lo, int64_t hi) {
     for (int which = 0; which < job->sums; which++) {
       for (int64_t i = 0; i < m; i++) {
         WIDE sum = 0;
-        for (int64_t block = 0; block < job->blocks; block++) sum += job->partial[(block * job->sums + which) * job->n + at + i];
+        for (int64_t block = 0; block < job->blocks; block++)
+          sum += job->partial[(block * job->sums + which) * job->n + at + i];
         run[i] = (REAL)sum;
       }
       FN(put)(which ? &job->db : &job->dw, which ? job->db_data : job->dw_data, at, m, run, false);

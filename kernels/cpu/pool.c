@@ -25,7 +25,7 @@
 #define RELAX() atomic_signal_fence(memory_order_seq_cst)
 #endif
 
-/* Rounding and flush-to-zero modes belong to the caller: workers take them over, or results would depend on the split. */
+/* Rounding and flush-to-zero modes are the caller's; workers take them over, or results would depend on the split. */
 #if defined(__SSE__)
 #define GET_FLOAT_MODE() __builtin_ia32_stmxcsr()
 #define SET_FLOAT_MODE(mode) __builtin_ia32_ldmxcsr(mode)
@@ -39,7 +39,7 @@
 
 /* The state word: generation << 24 | limit << 12 | joined << 2 | waiting << 1 | open.
  * A worker with index < limit may join while the job is open; the caller closes it and waits for joined == 0.  Workers
- * that wake too late find it closed and never touch it, so nobody waits for a thread that the system has not scheduled. */
+ * that wake too late find it closed and never touch it: nobody waits for a thread that the system has not scheduled. */
 #define OPEN 1u
 #define WAITING 2u
 #define JOINED_ONE 4u

@@ -32,7 +32,7 @@
 #define ZIP(p, q, k) __builtin_shufflevector(p, q, k, 2 + k)
 #endif
 typedef uint64_t lanes __attribute__((vector_size(8 * LANES)));
-#define TOGETHER (LANES == 8 ? 4 : 2) /* vectors under way at once, against the latency of a product; 32 or 16 registers */
+#define TOGETHER (LANES == 8 ? 4 : 2) /* vectors under way at once hide a product's latency; 32 or 16 registers */
 #define EACH for (int v = 0; v < TOGETHER; v++)
 
 /* words[4 * j + w] = word w of block first + j, for BLOCKS blocks. */
@@ -131,8 +131,8 @@ static void drop(const random_job *job, const uint32_t *restrict w, const void *
 }
 
 /* Moves n elements between a row-major place of tensor t and a packed array; advances the place. */
-static void exchange(const haian_walk *w, haian_place *place, int t, char *memory, char *packed, int64_t n, int64_t item,
-                     bool gather) {
+static void exchange(const haian_walk *w, haian_place *place, int t, char *memory, char *packed, int64_t n,
+                     int64_t item, bool gather) {
   int last = w->ndim - 1;
   while (n > 0) {
     int64_t room = last < 0 ? 1 : w->shape[last] - place->at[last], step = last < 0 ? 0 : w->stride[last][t];
@@ -203,11 +203,12 @@ static void run_job(random_job *job, const haian_tensor *out, const haian_tensor
 static int32_t run_rand(const haian_args *args) {
   HAIAN_REQUIRE(args->n_out == 1 && args->n_attr == 4 && args->attr[0].kind == HAIAN_INTS &&
                 args->attr[1].kind == HAIAN_INT && args->attr[2].kind == HAIAN_INT, HAIAN_INVALID_ARGUMENT,
-                "rand: %d outputs, %d attributes; needs out, and shape, seed, offset, dtype", args->n_out, args->n_attr);
+                "rand: %d outputs, %d attributes; needs out, and shape, seed, offset, dtype", args->n_out,
+                args->n_attr);
   const haian_tensor *out = args->out[0];
   const haian_attr *shape = &args->attr[0];
-  HAIAN_REQUIRE((HAIAN_FLOATS >> out->dtype) & 1, HAIAN_DTYPE, "rand: out is %s; takes float16, bfloat16, float32, float64",
-                haian_dtype_name(out->dtype));
+  HAIAN_REQUIRE((HAIAN_FLOATS >> out->dtype) & 1, HAIAN_DTYPE, "rand: out is %s; takes float16, bfloat16, float32, "
+                "float64", haian_dtype_name(out->dtype));
   HAIAN_REQUIRE(shape->count == out->ndim && memcmp(shape->v, out->shape, (size_t)out->ndim * sizeof *shape->v) == 0,
                 HAIAN_SHAPE, "rand: out is %s; needs the given shape of %d axes", HAIAN_SHAPE_OF(out), shape->count);
   random_job job = {.seed = (uint64_t)args->attr[1].i, .offset = (uint64_t)args->attr[2].i};
@@ -222,8 +223,8 @@ static int32_t run_dropout_as(const haian_args *args, const char *op, int output
                 "%s: %d inputs, %d outputs, %d attributes; needs x, %d outputs, and p, seed, offset", op, args->n_in,
                 args->n_out, args->n_attr, outputs);
   const haian_tensor *x = args->in[0], *out = args->out[0], *mask = outputs == 2 ? args->out[1] : NULL;
-  HAIAN_REQUIRE((HAIAN_FLOATS >> x->dtype) & 1, HAIAN_DTYPE, "%s: x is %s; takes float16, bfloat16, float32, float64", op,
-                haian_dtype_name(x->dtype));
+  HAIAN_REQUIRE((HAIAN_FLOATS >> x->dtype) & 1, HAIAN_DTYPE, "%s: x is %s; takes float16, bfloat16, float32, float64",
+                op, haian_dtype_name(x->dtype));
   HAIAN_REQUIRE(out->dtype == x->dtype, HAIAN_DTYPE, "%s: out is %s and x is %s; they must be equal", op,
                 haian_dtype_name(out->dtype), haian_dtype_name(x->dtype));
   HAIAN_REQUIRE(!mask || mask->dtype == HAIAN_BOOL, HAIAN_DTYPE, "%s: mask is %s; needs bool", op,

@@ -4,25 +4,26 @@
 #include <stdlib.h>
 
 #define REDUCE_CHUNK ROW_CHUNK
-#define REDUCE_BLOCKS 256     /* partial results of one long row at most */
-#define REDUCE_BLOCK 65536    /* values in each at least: ~10 us, what another thread has to be worth */
-#define REDUCE_WIDTH 1024     /* columns of a strip: 4 KiB of f32 at a time from each of eight rows */
-#define REDUCE_AHEAD 256      /* columns between two rounds of prefetches */
-#define REDUCE_PARTS 16       /* blocks of rows of a strip that all threads share */
+#define REDUCE_BLOCKS 256  /* partial results of one long row at most */
+#define REDUCE_BLOCK 65536 /* values in each at least: ~10 us, what another thread has to be worth */
+/* Columns of a strip.  4096 x 4096 f32, first axis, one thread: 256 take 1.2 to 1.3 times less than 1024. */
+#define REDUCE_WIDTH 256
+#define REDUCE_AHEAD 16 /* rows between a prefetch and its use */
+#define REDUCE_PARTS 16 /* blocks of rows of a strip that all threads share */
 #define REDUCE_PARALLEL (1 << 18)
 
 enum reduce_op { SUM, MEAN, AMAX, AMIN, VAR, ANY, ALL };
 
 typedef struct reduce_job {
   enum reduce_op op;
-  bool columns;              /* results side by side */
+  bool columns; /* results side by side */
   int32_t y_dtype, y_item;
   const char *x;
   char *y;
-  int64_t n, block, level;   /* values of one result; of one block of a row; rows of a strip between two levels of sums */
+  int64_t n, block, level; /* values of one result; of one block of a row; rows of a strip between two levels of sums */
   double correction;
-  row_axes row;              /* the reduced axes of x as one row */
-  haian_walk reduced, kept;  /* the reduced axes of x; the others, of x and the result */
+  row_axes row;             /* the reduced axes of x as one row */
+  haian_walk reduced, kept; /* the reduced axes of x; the others, of x and the result */
 } reduce_job;
 
 /* Whether one of n bytes is zero (or, is not): bool and 8-bit integers, unconverted. */
@@ -44,7 +45,9 @@ static bool reduce_bytes(const uint8_t *p, int64_t n, bool zero) {
 #define TEMPLATE "reduce_real.h"
 #include "each_real.h"
 
-#define REDUCIBLE (HAIAN_FLOATS | HAIAN_SIGNED | HAIAN_BIT(HAIAN_U8) | HAIAN_BIT(HAIAN_U16) | HAIAN_BIT(HAIAN_U32) | HAIAN_BIT(HAIAN_BOOL))
+#define REDUCIBLE \
+  (HAIAN_FLOATS | HAIAN_SIGNED | HAIAN_BIT(HAIAN_U8) | HAIAN_BIT(HAIAN_U16) | HAIAN_BIT(HAIAN_U32) | \
+   HAIAN_BIT(HAIAN_BOOL))
 
 /* The axes that dim names as bits; none given: all of them. */
 static int32_t axes_of(const char *name, const haian_attr *dim, int32_t ndim, uint32_t *mask) {
@@ -54,8 +57,9 @@ static int32_t axes_of(const char *name, const haian_attr *dim, int32_t ndim, ui
   *mask = count ? 0 : ~0u;
   for (int32_t i = 0; i < count; i++) {
     int axis;
-    HAIAN_REQUIRE(row_axis(dims[i], ndim, &axis), HAIAN_SHAPE, "%s: dim %lld is outside a tensor of %d axes; needs %d <= dim < %d", name,
-                  (long long)dims[i], ndim, ndim ? -ndim : -1, ndim ? ndim : 1);
+    HAIAN_REQUIRE(row_axis(dims[i], ndim, &axis), HAIAN_SHAPE,
+                  "%s: dim %lld is outside a tensor of %d axes; needs %d <= dim < %d", name, (long long)dims[i], ndim,
+                  ndim ? -ndim : -1, ndim ? ndim : 1);
     HAIAN_REQUIRE(!(*mask >> axis & 1), HAIAN_SHAPE, "%s: dim names axis %d twice; name each once", name, axis);
     *mask |= 1u << axis;
   }
@@ -63,7 +67,8 @@ static int32_t axes_of(const char *name, const haian_attr *dim, int32_t ndim, ui
 }
 
 /* Refuses a result that is not x without the axes of mask. */
-static int32_t check_result(const char *name, const haian_tensor *x, const haian_tensor *y, uint32_t mask, bool keepdim) {
+static int32_t check_result(const char *name, const haian_tensor *x, const haian_tensor *y, uint32_t mask,
+                            bool keepdim) {
   int d = 0;
   bool fits = true;
   for (int i = 0; i < x->ndim && fits; i++) {
@@ -72,14 +77,42 @@ static int32_t check_result(const char *name, const haian_tensor *x, const haian
     fits = d < y->ndim && y->shape[d] == (gone ? 1 : x->shape[i]);
     d++;
   }
-  HAIAN_REQUIRE(fits && d == y->ndim, HAIAN_SHAPE, "%s: the result is %s for an input of %s; needs the input's shape %s the reduced axes",
-                name, row_shape(y).text, row_shape(x).text, keepdim ? "with 1 for" : "without");
+  HAIAN_REQUIRE(fits && d == y->ndim, HAIAN_SHAPE,
+                "%s: the result is %s for an input of %s; needs the input's shape %s the reduced axes", name,
+                row_shape(y).text, row_shape(x).text, keepdim ? "with 1 for" : "without");
   return HAIAN_OK;
 }
 
 static int64_t least_stride(const haian_walk *w) {
   int64_t s = w->ndim ? w->stride[w->ndim - 1][0] : 0;
   return s < 0 ? -s : s;
+}
+
+static void set_axis(haian_walk *w, int64_t shape, int64_t x_stride, int64_t y_stride) {
+  if (shape == 1) return;
+  w->shape[w->ndim] = shape;
+  w->stride[w->ndim][0] = x_stride;
+  w->stride[w->ndim++][1] = y_stride;
+}
+
+/* plan for contiguous x and y and neighbouring reduced axes: (outer, n, inner), without looking at strides. */
+static void plan_contiguous(reduce_job *job, const haian_tensor *x, uint32_t mask) {
+  int64_t outer = 1, inner = 1;
+  job->n = 1;
+  for (int d = 0; d < x->ndim; d++) {
+    if (mask >> d & 1)
+      job->n *= x->shape[d];
+    else if (mask >> d)
+      outer *= x->shape[d];
+    else
+      inner *= x->shape[d];
+  }
+  set_axis(&job->kept, outer, job->n * inner, inner);
+  set_axis(&job->kept, inner, 1, 1);
+  set_axis(&job->reduced, job->n, inner, 0);
+  job->row.ndim = 1;
+  job->row.shape[0] = job->n;
+  job->row.stride[0] = inner;
 }
 
 /* Splits x into the reduced axes and the rest and decides how to walk them. */
@@ -89,16 +122,15 @@ static void plan(reduce_job *job, const haian_tensor *x, const haian_tensor *y, 
   job->y_dtype = y->dtype;
   job->y_item = (int32_t)row_item(y->dtype);
   job->columns = false;
-  job->kept.ndim = 0;
+  job->row.dtype = x->dtype;
+  job->row.item = (int32_t)row_item(x->dtype);
+  job->kept.ndim = job->reduced.ndim = 0;
   job->kept.tensors = 2;
-  uint32_t all = (1u << x->ndim) - 1;
-  if ((mask & all) == all && haian_is_contiguous(x)) { /* one run; the common small case */
-    job->n = x->numel;
-    job->row.dtype = x->dtype;
-    job->row.item = (int32_t)row_item(x->dtype);
-    job->row.ndim = 1;
-    job->row.shape[0] = job->n;
-    job->row.stride[0] = 1;
+  job->reduced.tensors = 1;
+  mask &= (1u << x->ndim) - 1;
+  uint32_t low = mask & (0u - mask); /* adding the lowest bit carries through bits without a gap */
+  if (haian_is_contiguous(x) && haian_is_contiguous(y) && (mask & (mask + low)) == 0) {
+    plan_contiguous(job, x, mask);
   } else {
     haian_tensor result = *y; /* the result with x's axes: its strides for those kept */
     for (int i = 0, d = 0; i < x->ndim; i++) {
@@ -108,13 +140,13 @@ static void plan(reduce_job *job, const haian_tensor *x, const haian_tensor *y, 
     }
     const haian_tensor *both[2] = {x, &result};
     int64_t offset[HAIAN_WALK_TENSORS] = {0};
-    job->kept = row_walk(both, 2, ~mask);
-    job->reduced = row_walk(both, 1, mask);
+    row_walk(&job->kept, both, 2, ~mask);
+    row_walk(&job->reduced, both, 1, mask);
     haian_walk_sort(&job->kept, offset); /* the order of results and, in a row, of terms does not matter */
     haian_walk_sort(&job->reduced, offset);
     haian_walk_merge(&job->kept);
     haian_walk_merge(&job->reduced);
-    job->row = (row_axes){.dtype = x->dtype, .item = (int32_t)row_item(x->dtype), .ndim = job->reduced.ndim};
+    job->row.ndim = job->reduced.ndim;
     job->n = 1;
     for (int d = 0; d < job->reduced.ndim; d++) {
       job->row.shape[d] = job->reduced.shape[d];
@@ -127,10 +159,11 @@ static void plan(reduce_job *job, const haian_tensor *x, const haian_tensor *y, 
     }
     job->x += offset[0] * job->row.item;
     job->y += offset[1] * job->y_item;
-    /* Columns when the kept axis lies closer together, or when rows are too short to be worth their set-up of ~10 ns. */
-    int64_t kept = job->kept.ndim ? job->kept.shape[job->kept.ndim - 1] : 1;
+  }
+  if (job->kept.ndim) { /* columns when the kept axis lies closer together, or when rows are too short to be worth their
+                           set-up of ~10 ns */
     bool closer = least_stride(&job->kept) < least_stride(&job->reduced);
-    job->columns = job->n > 0 && job->kept.ndim && kept >= 16 && ((closer && job->n > 1) || job->n < 16);
+    job->columns = job->n > 0 && job->kept.shape[job->kept.ndim - 1] >= 16 && ((closer && job->n > 1) || job->n < 16);
   }
   job->block = REDUCE_BLOCK;
   job->level = 8;
@@ -140,7 +173,8 @@ static void plan(reduce_job *job, const haian_tensor *x, const haian_tensor *y, 
 }
 
 /* args: x, dim, keepdim as found at attr[dim_at] and attr[keep_at]; compute: the dtype whose arithmetic it is. */
-static int32_t reduce(enum reduce_op op, const char *name, const haian_args *args, int keep_at, double correction, int32_t compute) {
+static int32_t reduce(enum reduce_op op, const char *name, const haian_args *args, int keep_at, double correction,
+                      int32_t compute) {
   const haian_tensor *x = args->in[0], *y = args->out[0];
   reduce_job job;
   uint32_t mask;
@@ -148,8 +182,8 @@ static int32_t reduce(enum reduce_op op, const char *name, const haian_args *arg
   if (bad) return bad;
   bool keepdim = args->attr[keep_at].kind == HAIAN_INT && args->attr[keep_at].i != 0;
   for (int i = 0; i < x->ndim && (op == AMAX || op == AMIN); i++)
-    HAIAN_REQUIRE(x->shape[i] || !(mask >> i & 1), HAIAN_SHAPE, "%s: x has shape %s and no element along axis %d; needs one at least", name,
-                  row_shape(x).text, i);
+    HAIAN_REQUIRE(x->shape[i] || !(mask >> i & 1), HAIAN_SHAPE,
+                  "%s: x has shape %s and no element along axis %d; needs one at least", name, row_shape(x).text, i);
   if ((bad = check_result(name, x, y, mask, keepdim))) return bad;
   job.op = op;
   job.correction = correction;
@@ -159,7 +193,8 @@ static int32_t reduce(enum reduce_op op, const char *name, const haian_args *arg
 }
 
 static int32_t check_input(const char *name, const haian_tensor *x, uint32_t accepted, const char *what) {
-  HAIAN_REQUIRE(HAIAN_BIT(x->dtype) & accepted, HAIAN_DTYPE, "%s: dtype %s; accepts %s; cast it first", name, haian_dtype_name(x->dtype), what);
+  HAIAN_REQUIRE(HAIAN_BIT(x->dtype) & accepted, HAIAN_DTYPE, "%s: dtype %s; accepts %s; cast it first", name,
+                haian_dtype_name(x->dtype), what);
   return HAIAN_OK;
 }
 
@@ -168,9 +203,11 @@ static int32_t sum(const haian_args *args) {
   const haian_tensor *x = args->in[0], *y = args->out[0];
   int32_t bad = check_input("sum", x, REDUCIBLE, "floats, integers and bool");
   if (bad) return bad;
-  int32_t want = args->attr[2].kind == HAIAN_INT ? (int32_t)args->attr[2].i : row_is_float(x->dtype) ? x->dtype : HAIAN_I64;
-  HAIAN_REQUIRE(y->dtype == want && (HAIAN_BIT(want) & REDUCIBLE), HAIAN_DTYPE, "sum: the result has dtype %s; needs %s", haian_dtype_name(y->dtype),
-                haian_dtype_name(want));
+  int32_t want = args->attr[2].kind == HAIAN_INT ? (int32_t)args->attr[2].i
+                 : row_is_float(x->dtype)        ? x->dtype
+                                                 : HAIAN_I64;
+  HAIAN_REQUIRE(y->dtype == want && (HAIAN_BIT(want) & REDUCIBLE), HAIAN_DTYPE,
+                "sum: the result has dtype %s; needs %s", haian_dtype_name(y->dtype), haian_dtype_name(want));
   if (want == HAIAN_BOOL) return reduce(ANY, "sum", args, 1, 0, x->dtype);
   return reduce(SUM, "sum", args, 1, 0, want);
 }
@@ -180,8 +217,10 @@ static int32_t mean(const haian_args *args) {
   int32_t want = args->attr[2].kind == HAIAN_INT ? (int32_t)args->attr[2].i : x->dtype;
   int32_t bad = check_input("mean", x, REDUCIBLE, "floats, integers and bool");
   if (bad) return bad;
-  HAIAN_REQUIRE(row_is_float(want), HAIAN_DTYPE, "mean: dtype %s; a mean is float32, float16, bfloat16 or float64; give dtype=", haian_dtype_name(want));
-  HAIAN_REQUIRE(y->dtype == want, HAIAN_DTYPE, "mean: the result has dtype %s; needs %s", haian_dtype_name(y->dtype), haian_dtype_name(want));
+  HAIAN_REQUIRE(row_is_float(want), HAIAN_DTYPE,
+                "mean: dtype %s; a mean is float32, float16, bfloat16 or float64; give dtype=", haian_dtype_name(want));
+  HAIAN_REQUIRE(y->dtype == want, HAIAN_DTYPE, "mean: the result has dtype %s; needs %s", haian_dtype_name(y->dtype),
+                haian_dtype_name(want));
   return reduce(MEAN, "mean", args, 1, 0, want);
 }
 
@@ -189,8 +228,8 @@ static int32_t extreme(enum reduce_op op, const char *name, const haian_args *ar
   const haian_tensor *x = args->in[0], *y = args->out[0];
   int32_t bad = check_input(name, x, REDUCIBLE, "floats, integers and bool");
   if (bad) return bad;
-  HAIAN_REQUIRE(y->dtype == x->dtype, HAIAN_DTYPE, "%s: the result has dtype %s and the input %s; they must be equal", name, haian_dtype_name(y->dtype),
-                haian_dtype_name(x->dtype));
+  HAIAN_REQUIRE(y->dtype == x->dtype, HAIAN_DTYPE, "%s: the result has dtype %s and the input %s; they must be equal",
+                name, haian_dtype_name(y->dtype), haian_dtype_name(x->dtype));
   return reduce(op, name, args, 1, 0, x->dtype);
 }
 static int32_t amax(const haian_args *args) { return extreme(AMAX, "amax", args); }
@@ -200,9 +239,12 @@ static int32_t var(const haian_args *args) {
   const haian_tensor *x = args->in[0], *y = args->out[0];
   int32_t bad = check_input("var", x, HAIAN_FLOATS, "float32, float16, bfloat16, float64");
   if (bad) return bad;
-  HAIAN_REQUIRE(y->dtype == x->dtype, HAIAN_DTYPE, "var: the result has dtype %s and the input %s; they must be equal", haian_dtype_name(y->dtype),
-                haian_dtype_name(x->dtype));
-  return reduce(VAR, "var", args, 2, args->attr[1].kind == HAIAN_NONE ? 1 : args->attr[1].kind == HAIAN_INT ? (double)args->attr[1].i : args->attr[1].f,
+  HAIAN_REQUIRE(y->dtype == x->dtype, HAIAN_DTYPE, "var: the result has dtype %s and the input %s; they must be equal",
+                haian_dtype_name(y->dtype), haian_dtype_name(x->dtype));
+  return reduce(VAR, "var", args, 2,
+                args->attr[1].kind == HAIAN_NONE  ? 1
+                : args->attr[1].kind == HAIAN_INT ? (double)args->attr[1].i
+                                                  : args->attr[1].f,
                 x->dtype);
 }
 
@@ -210,13 +252,16 @@ static int32_t truth(enum reduce_op op, const char *name, const haian_args *args
   const haian_tensor *x = args->in[0], *y = args->out[0];
   int32_t bad = check_input(name, x, REDUCIBLE, "floats, integers and bool");
   if (bad) return bad;
-  HAIAN_REQUIRE(y->dtype == HAIAN_BOOL, HAIAN_DTYPE, "%s: the result has dtype %s; needs bool", name, haian_dtype_name(y->dtype));
+  HAIAN_REQUIRE(y->dtype == HAIAN_BOOL, HAIAN_DTYPE, "%s: the result has dtype %s; needs bool", name,
+                haian_dtype_name(y->dtype));
   return reduce(op, name, args, 1, 0, x->dtype);
 }
 static int32_t any(const haian_args *args) { return truth(ANY, "any", args); }
 static int32_t all(const haian_args *args) { return truth(ALL, "all", args); }
 
 const haian_kernel_entry HAIAN_TABLE(reduce)[] = {
-  {"sum", sum, REDUCIBLE, NULL},  {"mean", mean, REDUCIBLE, NULL}, {"amax", amax, REDUCIBLE, NULL}, {"amin", amin, REDUCIBLE, NULL},
-  {"var", var, HAIAN_FLOATS, NULL}, {"any", any, REDUCIBLE, NULL}, {"all", all, REDUCIBLE, NULL},   {NULL, NULL, 0, NULL},
+    {"sum", sum, REDUCIBLE, NULL},    {"mean", mean, REDUCIBLE, NULL},
+    {"amax", amax, REDUCIBLE, NULL},  {"amin", amin, REDUCIBLE, NULL},
+    {"var", var, HAIAN_FLOATS, NULL}, {"any", any, REDUCIBLE, NULL},
+    {"all", all, REDUCIBLE, NULL},    {NULL, NULL, 0, NULL},
 };

@@ -2,18 +2,18 @@
  * Not here: the search (reduce_index_real.h). */
 #include "row.h"
 
-#define INDEX_CHUNK 1024     /* values searched for their largest before looking where it is */
-#define INDEX_BLOCKS 256     /* partial results of one long row at most */
-#define INDEX_BLOCK 65536    /* values in each at least */
-#define INDEX_WIDTH 1024     /* columns of a strip */
+#define INDEX_CHUNK 1024  /* values searched for their largest before looking where it is */
+#define INDEX_BLOCKS 256  /* partial results of one long row at most */
+#define INDEX_BLOCK 65536 /* values in each at least */
+#define INDEX_WIDTH 1024  /* columns of a strip */
 
 typedef struct index_job {
   bool smallest, columns;
   const char *x;
   int64_t *y;
-  int64_t n, block;  /* values of one result; of one block of a row */
-  row_axes row;      /* the reduced axes in row-major order: a position is the result */
-  haian_walk kept;   /* the others, of x and the result */
+  int64_t n, block; /* values of one result; of one block of a row */
+  row_axes row;     /* the reduced axes in row-major order: a position is the result */
+  haian_walk kept;  /* the others, of x and the result */
 } index_job;
 
 #define EACH_INT
@@ -27,12 +27,13 @@ static int32_t run(bool smallest, const char *name, const haian_args *args) {
   const haian_attr *dim = &args->attr[0];
   bool keepdim = args->attr[1].kind == HAIAN_INT && args->attr[1].i != 0;
   int axis = -1;
-  HAIAN_REQUIRE(HAIAN_BIT(x->dtype) & ORDERED, HAIAN_DTYPE, "%s: dtype %s; accepts floats and integers; cast it first", name,
-                haian_dtype_name(x->dtype));
-  HAIAN_REQUIRE(y->dtype == HAIAN_I64, HAIAN_DTYPE, "%s: the result has dtype %s; needs int64", name, haian_dtype_name(y->dtype));
+  HAIAN_REQUIRE(HAIAN_BIT(x->dtype) & ORDERED, HAIAN_DTYPE, "%s: dtype %s; accepts floats and integers; cast it first",
+                name, haian_dtype_name(x->dtype));
+  HAIAN_REQUIRE(y->dtype == HAIAN_I64, HAIAN_DTYPE, "%s: the result has dtype %s; needs int64", name,
+                haian_dtype_name(y->dtype));
   HAIAN_REQUIRE(dim->kind == HAIAN_NONE || row_axis(dim->i, x->ndim, &axis), HAIAN_SHAPE,
-                "%s: dim %lld is outside a tensor of %d axes; needs %d <= dim < %d", name, (long long)dim->i, x->ndim, x->ndim ? -x->ndim : -1,
-                x->ndim ? x->ndim : 1);
+                "%s: dim %lld is outside a tensor of %d axes; needs %d <= dim < %d", name, (long long)dim->i, x->ndim,
+                x->ndim ? -x->ndim : -1, x->ndim ? x->ndim : 1);
   uint32_t mask = axis < 0 ? ~0u : 1u << axis;
   haian_tensor result = *y; /* the result with x's axes */
   int d = 0;
@@ -45,10 +46,12 @@ static int32_t run(bool smallest, const char *name, const haian_args *args) {
     result.stride[i] = y->stride[d < y->ndim ? d : 0];
     d++;
   }
-  HAIAN_REQUIRE(fits && d == y->ndim, HAIAN_SHAPE, "%s: the result is %s for an input of %s; needs the input's shape %s the reduced axes", name,
+  HAIAN_REQUIRE(fits && d == y->ndim, HAIAN_SHAPE,
+                "%s: the result is %s for an input of %s; needs the input's shape %s the reduced axes", name,
                 row_shape(y).text, row_shape(x).text, keepdim ? "with 1 for" : "without");
   int64_t n = axis < 0 ? x->numel : x->ndim ? x->shape[axis] : 1;
-  HAIAN_REQUIRE(n > 0, HAIAN_SHAPE, "%s: x has shape %s and no element along the reduced axes; needs one at least", name, row_shape(x).text);
+  HAIAN_REQUIRE(n > 0, HAIAN_SHAPE, "%s: x has shape %s and no element along the reduced axes; needs one at least",
+                name, row_shape(x).text);
   if (y->numel == 0) return HAIAN_OK;
 
   index_job job;
@@ -56,8 +59,8 @@ static int32_t run(bool smallest, const char *name, const haian_args *args) {
   int64_t offset[HAIAN_WALK_TENSORS] = {0};
   job.smallest = smallest;
   job.n = n;
-  job.row = row_of(x, mask);
-  job.kept = row_walk(both, 2, ~mask);
+  row_of(&job.row, x, mask);
+  row_walk(&job.kept, both, 2, ~mask);
   haian_walk_sort(&job.kept, offset);
   haian_walk_merge(&job.kept);
   job.x = (const char *)x->data + offset[0] * job.row.item;
@@ -66,7 +69,8 @@ static int32_t run(bool smallest, const char *name, const haian_args *args) {
   if (n > (int64_t)INDEX_BLOCK * INDEX_BLOCKS)
     job.block = ((n + INDEX_BLOCKS - 1) / INDEX_BLOCKS + INDEX_CHUNK - 1) / INDEX_CHUNK * INDEX_CHUNK;
   int64_t kept = job.kept.ndim ? job.kept.shape[job.kept.ndim - 1] : 0;
-  int64_t side = kept ? job.kept.stride[job.kept.ndim - 1][0] : 0, step = job.row.stride[0] < 0 ? -job.row.stride[0] : job.row.stride[0];
+  int64_t side = kept ? job.kept.stride[job.kept.ndim - 1][0] : 0,
+          step = job.row.stride[0] < 0 ? -job.row.stride[0] : job.row.stride[0];
   job.columns = job.row.ndim == 1 && kept >= 16 && ((side < step && n > 1) || n < 16) && n < INT32_MAX;
   return !row_is_float(x->dtype) ? index_i64(&job) : x->dtype == HAIAN_F64 ? index_f64(&job) : index_f32(&job);
 }
@@ -75,7 +79,7 @@ static int32_t argmax(const haian_args *args) { return run(false, "argmax", args
 static int32_t argmin(const haian_args *args) { return run(true, "argmin", args); }
 
 const haian_kernel_entry HAIAN_TABLE(reduce_index)[] = {
-  {"argmax", argmax, ORDERED, NULL},
-  {"argmin", argmin, ORDERED, NULL},
-  {NULL, NULL, 0, NULL},
+    {"argmax", argmax, ORDERED, NULL},
+    {"argmin", argmin, ORDERED, NULL},
+    {NULL, NULL, 0, NULL},
 };

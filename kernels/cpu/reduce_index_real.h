@@ -64,8 +64,10 @@ static __attribute__((noinline)) int64_t FN(search_long)(const index_job *job, c
   b.x = x;
   int64_t blocks = (job->n + job->block - 1) / job->block;
   b.part[0].at = -1;
-  if (parallel) haian_parallel_for(blocks, 1, FN(search_blocks), &b);
-  else FN(search_blocks)(&b, 0, blocks);
+  if (parallel)
+    haian_parallel_for(blocks, 1, FN(search_blocks), &b);
+  else
+    FN(search_blocks)(&b, 0, blocks);
   FN(found) best = b.part[0];
   for (int64_t i = 1; i < blocks; i++)
     if (FN(better)(job->smallest, b.part[i].value, best.value)) best = b.part[i];
@@ -93,7 +95,8 @@ static void FN(index_rows)(void *ctx, int64_t lo, int64_t hi) {
 /* Columns: up to INDEX_WIDTH results along the last kept axis at once, the reduced axis being a single one. */
 static void FN(index_strips)(void *ctx, int64_t lo, int64_t hi) {
 #if REAL_IS_FLOAT
-  typedef int32_t position; /* as wide as REAL, so that the loop vectorises; reduce_index.c sends longer axes elsewhere */
+  typedef int32_t
+      position; /* as wide as REAL, so that the loop vectorises; reduce_index.c sends longer axes elsewhere */
 #else
   typedef int64_t position;
 #endif
@@ -141,7 +144,8 @@ static int32_t FN(index)(const index_job *job) {
   int64_t results = haian_walk_rows(w, w->ndim), bytes = job->n * job->row.item;
   if (job->columns) {
     int64_t size = w->shape[w->ndim - 1], width = size < INDEX_WIDTH ? size : INDEX_WIDTH;
-    haian_parallel_for(results / size * ((size + INDEX_WIDTH - 1) / INDEX_WIDTH), row_grain(width, bytes), FN(index_strips), (void *)(uintptr_t)job);
+    haian_parallel_for(results / size * ((size + INDEX_WIDTH - 1) / INDEX_WIDTH), row_grain(width, bytes),
+                       FN(index_strips), (void *)(uintptr_t)job);
   } else if (results < INDEX_BLOCKS / 4 && job->n > job->block) {
     haian_place at;
     haian_place_seek(&at, w, w->ndim, 0);

@@ -1,12 +1,12 @@
 /* Reductions for one type (each_real.h): folding a stretch of one row, and columns side by side.
- * A sum, its mean and the moments of a variance are kept in WIDE; the bits depend on shape and strides, never on how many
- * threads took part: stretches are cut by position alone and merged in order. */
+ * A sum, its mean and the moments of a variance are kept in WIDE; the bits depend on shape and strides, never on how
+ * many threads took part: stretches are cut by position alone and merged in order. */
 
 typedef struct FN(partial) {
-  WIDE sum;      /* SUM, MEAN; VAR: the mean of `count` values */
-  WIDE squares;  /* VAR: the sum of squared distances from it */
+  WIDE sum;     /* SUM, MEAN; VAR: the mean of `count` values */
+  WIDE squares; /* VAR: the sum of squared distances from it */
   int64_t count;
-  REAL value;    /* AMAX, AMIN; ANY, ALL: 1 when a value decides the result */
+  REAL value; /* AMAX, AMIN; ANY, ALL: 1 when a value decides the result */
 } FN(partial);
 
 /* Values that decide any (not zero; NaN counts) and all (zero) among n. */
@@ -46,7 +46,8 @@ static void FN(merge)(enum reduce_op op, FN(partial) *into, const FN(partial) *f
 ROW_INLINE void FN(fold)(enum reduce_op op, FN(partial) *into, const REAL *p, int64_t n) {
   FN(partial) chunk = {.count = n};
   switch (op) {
-  case SUM: case MEAN: chunk.sum = FN(sum_chunk)(p, n); break;
+  case SUM:
+  case MEAN: chunk.sum = FN(sum_chunk)(p, n); break;
   case AMAX: chunk.value = FN(largest)(p, n); break;
   case AMIN: chunk.value = FN(smallest)(p, n); break;
   case ANY: chunk.value = FN(exists)(p, n, false); break;
@@ -118,21 +119,26 @@ static void FN(reduce_blocks)(void *ctx, int64_t lo, int64_t hi) {
 }
 
 /* A row of several blocks, one after the other or on all threads: the same partial results in the same order. */
-static __attribute__((noinline)) void FN(reduce_long)(const reduce_job *job, const char *x, FN(partial) *out, bool parallel) {
+static __attribute__((noinline)) void FN(reduce_long)(const reduce_job *job, const char *x, FN(partial) *out,
+                                                      bool parallel) {
   FN(blocks) b;
   b.job = job;
   b.x = x;
   int64_t blocks = (job->n + job->block - 1) / job->block;
-  if (parallel) haian_parallel_for(blocks, 1, FN(reduce_blocks), &b);
-  else FN(reduce_blocks)(&b, 0, blocks);
+  if (parallel)
+    haian_parallel_for(blocks, 1, FN(reduce_blocks), &b);
+  else
+    FN(reduce_blocks)(&b, 0, blocks);
   *out = (FN(partial)){0};
   for (int64_t i = 0; i < blocks; i++) FN(merge)(job->op, out, &b.part[i]);
 }
 
 ROW_INLINE void FN(reduce_row)(const reduce_job *job, const char *x, char *y, bool parallel) {
   FN(partial) p;
-  if (job->n <= job->block) FN(stretch)(job, x, 0, job->n, &p);
-  else FN(reduce_long)(job, x, &p, parallel);
+  if (job->n <= job->block)
+    FN(stretch)(job, x, 0, job->n, &p);
+  else
+    FN(reduce_long)(job, x, &p, parallel);
   FN(finish)(job, &p, y);
 }
 
@@ -147,21 +153,23 @@ static void FN(reduce_rows)(void *ctx, int64_t lo, int64_t hi) {
   }
 }
 
-/* ---- columns: up to REDUCE_WIDTH results along the last kept axis at once ----------------------------------------- */
+/* ---- columns: up to REDUCE_WIDTH results along the last kept axis at once -----------------------------------------
+ */
 typedef struct FN(strip) {
   WIDE sum[REDUCE_WIDTH], squares[REDUCE_WIDTH], part[REDUCE_WIDTH], part_squares[REDUCE_WIDTH];
   REAL value[REDUCE_WIDTH], shift[REDUCE_WIDTH];
 } FN(strip);
 
-/* What a pass over a strip adds up: the values; their distances from shift and the squares of those; the same in WIDE. */
+/* What a pass over a strip adds up: the values; their distances from shift and the squares of those; the same in WIDE.
+ */
 enum FN(pass) { FN(VALUES), FN(DISTANCES), FN(WIDE_DISTANCES) };
 
-/* Adds columns [begin, n) of up to eight rows to the strip: one pass over the accumulators for eight over x. */
-ROW_INLINE void FN(add_rows)(enum reduce_op op, FN(strip) *s, const REAL *const p[8], int rows, int64_t begin, int64_t n, enum FN(pass) pass) {
-#define EACH(...) \
-  _Pragma("GCC ivdep") for (int64_t j = begin; j < n; j++) __VA_ARGS__
+/* Adds n columns of up to eight rows to the strip: one pass over the accumulators for eight over x. */
+ROW_INLINE void FN(add_rows)(enum reduce_op op, FN(strip) *s, const REAL *const p[8], int rows, int64_t begin,
+                             int64_t n, enum FN(pass) pass) {
+#define EACH(...) _Pragma("GCC ivdep") for (int64_t j = 0; j < n; j++) __VA_ARGS__
   if (op == AMAX || op == AMIN) {
-    int64_t j = begin;
+    int64_t j = 0;
     for (; j + LANES <= n; j += LANES) {
       FN(vec) best = VEC(s->value + j);
       if (op == AMAX) {
@@ -177,8 +185,10 @@ ROW_INLINE void FN(add_rows)(enum reduce_op op, FN(strip) *s, const REAL *const 
   } else if (op == ANY || op == ALL) {
     for (int k = 0; k < rows; k++) {
       const REAL *v = p[k];
-      if (op == ANY) EACH(s->value[j] = (v[j] != 0) | (s->value[j] != 0));
-      else EACH(s->value[j] = (v[j] == 0) | (s->value[j] != 0));
+      if (op == ANY)
+        EACH(s->value[j] = (v[j] != 0) | (s->value[j] != 0));
+      else
+        EACH(s->value[j] = (v[j] == 0) | (s->value[j] != 0));
     }
   } else if (pass == FN(DISTANCES) && rows == 8) {
     EACH({
@@ -213,12 +223,13 @@ ROW_INLINE void FN(add_rows)(enum reduce_op op, FN(strip) *s, const REAL *const 
 }
 
 /* Rows [lo, hi) of the strip of n columns at x into s->sum (squares, value). */
-static void FN(strip_rows)(const reduce_job *job, const char *x, int64_t lo, int64_t hi, int64_t n, enum FN(pass) pass, FN(strip) *s) {
+static void FN(strip_rows)(const reduce_job *job, const char *x, int64_t lo, int64_t hi, int64_t n, enum FN(pass) pass,
+                           FN(strip) *s) {
   REAL buf[8][REDUCE_WIDTH];
   const haian_walk *w = &job->reduced;
   int64_t side = job->kept.stride[job->kept.ndim - 1][0], level = job->level;
   bool direct = side == 1 && job->row.dtype == REAL_DTYPE;
-  int64_t ahead = direct && w->ndim == 1 ? 8 * w->stride[0][0] : 0; /* the next eight rows: processors do not foresee those */
+  int64_t ahead = direct && w->ndim == 1 ? REDUCE_AHEAD * w->stride[0][0] : 0; /* processors do not foresee these */
   haian_place at;
   haian_place_seek(&at, w, w->ndim, lo);
   memset(s->sum, 0, sizeof(WIDE) * (size_t)n);
@@ -238,13 +249,9 @@ static void FN(strip_rows)(const reduce_job *job, const char *x, int64_t lo, int
       }
       if (i == lo && (job->op == AMAX || job->op == AMIN)) memcpy(s->value, p[0], sizeof(REAL) * (size_t)n);
       if (i == lo && (job->op == ANY || job->op == ALL)) memset(s->value, 0, sizeof(REAL) * (size_t)n);
-      for (int64_t j = 0; j < n; j += REDUCE_AHEAD) {
-        int64_t end = n - j < REDUCE_AHEAD ? n : j + REDUCE_AHEAD;
-        if (ahead)
-          for (int k = 0; k < rows; k++)
-            for (int64_t line = j; line < end; line += 64 / (int64_t)sizeof(REAL)) __builtin_prefetch(p[k] + line + ahead);
-        FN(add_rows)(job->op, s, p, rows, j, end, pass);
-      }
+      for (int k = 0; k < rows && ahead; k++)
+        for (int64_t j = 0; j < n; j += 64 / (int64_t)sizeof(REAL)) __builtin_prefetch(p[k] + j + ahead);
+      FN(add_rows)(job->op, s, p, rows, n, pass);
       i += rows;
     }
     for (int64_t j = 0; j < n; j++) s->sum[j] += s->part[j];
@@ -257,7 +264,8 @@ static void FN(strip_rows)(const reduce_job *job, const char *x, int64_t lo, int
   for (int64_t j = 0; j < n; j++) finite &= isfinite(s->sum[j]) && isfinite(s->squares[j]);
   if (finite) return;
   if (pass == FN(VALUES)) memset(s->shift, 0, sizeof(REAL) * (size_t)n);
-  FN(strip_rows)(job, x, lo, hi, n, FN(WIDE_DISTANCES), s); /* eight values may overflow where the sum in WIDE does not */
+  FN(strip_rows)(job, x, lo, hi, n, FN(WIDE_DISTANCES),
+                 s); /* eight values may overflow where the sum in WIDE does not */
 #endif
 }
 
@@ -337,7 +345,9 @@ static void FN(all_parts)(FN(parts) *b, enum FN(pass) pass) {
   for (int64_t i = 1; i < parts; i++) {
     const FN(strip) *from = &b->part[i];
     for (int64_t j = 0; j < b->n; j++) {
-      FN(partial) p = {.sum = s->sum[j], .value = s->value[j], .count = 1}, q = {.sum = from->sum[j], .value = from->value[j], .count = 1};
+      FN(partial)
+      p = {.sum = s->sum[j], .value = s->value[j], .count = 1},
+      q = {.sum = from->sum[j], .value = from->value[j], .count = 1};
       FN(merge)(b->job->op == VAR ? SUM : b->job->op, &p, &q);
       s->sum[j] = p.sum;
       s->value[j] = p.value;
@@ -372,7 +382,8 @@ static int32_t FN(reduce_tall)(const reduce_job *job, int64_t tasks) {
 static int32_t FN(reduce)(const reduce_job *job) {
   int64_t results = haian_walk_rows(&job->kept, job->kept.ndim), bytes = job->n * job->row.item;
   if (job->columns) {
-    int64_t size = job->kept.shape[job->kept.ndim - 1], tasks = results / size * ((size + REDUCE_WIDTH - 1) / REDUCE_WIDTH);
+    int64_t size = job->kept.shape[job->kept.ndim - 1],
+            tasks = results / size * ((size + REDUCE_WIDTH - 1) / REDUCE_WIDTH);
     int64_t width = size < REDUCE_WIDTH ? size : REDUCE_WIDTH;
     if (tasks < REDUCE_PARTS && job->n >= 1024 && job->n * width >= REDUCE_PARALLEL) return FN(reduce_tall)(job, tasks);
     haian_parallel_for(tasks, row_grain(width, bytes), FN(reduce_strips), (void *)(uintptr_t)job);

@@ -45,7 +45,8 @@
 
 /* Elements that a kernel converts, sums or writes at a time: 8 KiB of f32, so a few such runs stay in a 32 KiB L1. */
 #define ROW_CHUNK 2048
-/* Rows up to this length use the small stack frame: big frames are probed page by page where the compiler guards the stack. */
+/* Rows up to this length use the small stack frame: big frames are probed page by page where the compiler guards the
+ * stack. */
 #define ROW_SHORT 512
 
 /* The axes of one tensor that make up a row; position p of the row is the row-major number of an index over them. */
@@ -56,52 +57,58 @@ typedef struct row_axes {
 
 static inline int64_t row_item(int32_t dtype) {
   switch (dtype) {
-  case HAIAN_BOOL: case HAIAN_U8: case HAIAN_I8: return 1;
-  case HAIAN_F16: case HAIAN_BF16: case HAIAN_I16: case HAIAN_U16: return 2;
-  case HAIAN_F32: case HAIAN_I32: case HAIAN_U32: return 4;
+  case HAIAN_BOOL:
+  case HAIAN_U8:
+  case HAIAN_I8: return 1;
+  case HAIAN_F16:
+  case HAIAN_BF16:
+  case HAIAN_I16:
+  case HAIAN_U16: return 2;
+  case HAIAN_F32:
+  case HAIAN_I32:
+  case HAIAN_U32: return 4;
   default: return 8;
   }
 }
 
 static inline bool row_is_float(int32_t dtype) { return (HAIAN_BIT(dtype) & HAIAN_FLOATS) != 0; }
 
-/* The row made of the axes whose bit is set in `mask`, in order. */
-ROW_UNUSED static row_axes row_of(const haian_tensor *t, uint32_t mask) {
-  row_axes r = {.dtype = t->dtype, .item = (int32_t)row_item(t->dtype)};
+/* *r becomes the row made of the axes whose bit is set in `mask`, in order.  Only what counts is written: a 16-element
+ * call spends as long on clearing descriptors as on arithmetic. */
+static inline void row_of(row_axes *r, const haian_tensor *t, uint32_t mask) {
   int n = 0;
+  r->dtype = t->dtype;
+  r->item = (int32_t)row_item(t->dtype);
+  r->shape[0] = r->stride[0] = 1;
   for (int d = 0; d < t->ndim; d++) {
     if (!(mask >> d & 1) || t->shape[d] == 1) continue;
-    if (n && r.stride[n - 1] == t->stride[d] * t->shape[d]) {
-      r.shape[n - 1] *= t->shape[d];
+    if (n && r->stride[n - 1] == t->stride[d] * t->shape[d]) {
+      r->shape[n - 1] *= t->shape[d];
     } else {
-      r.shape[n++] = t->shape[d];
+      r->shape[n++] = t->shape[d];
     }
-    r.stride[n - 1] = t->stride[d];
+    r->stride[n - 1] = t->stride[d];
   }
-  if (!n) {
-    r.shape[0] = 1;
-    r.stride[0] = 1;
-    n = 1;
-  }
-  r.ndim = n;
-  return r;
+  r->ndim = n ? n : 1;
 }
 
-/* The axes of up to three tensors of one shape whose bit is set in `mask`, as a walk; neighbours merged. */
-ROW_UNUSED static haian_walk row_walk(const haian_tensor *const *t, int tensors, uint32_t mask) {
-  haian_walk w = {.tensors = tensors};
+/* *w becomes a walk over the axes, of up to three tensors of one shape, whose bit is set in `mask`; neighbours merged.
+ */
+static inline void row_walk(haian_walk *w, const haian_tensor *const *t, int tensors, uint32_t mask) {
+  int n = 0;
+  w->tensors = tensors;
   for (int d = 0; d < t[0]->ndim; d++) {
     if (!(mask >> d & 1) || t[0]->shape[d] == 1) continue;
-    bool even = w.ndim > 0;
-    for (int k = 0; k < tensors && even; k++) even = w.stride[w.ndim - 1][k] == t[k]->stride[d] * t[k]->shape[d];
+    bool even = n > 0;
+    for (int k = 0; k < tensors && even; k++) even = w->stride[n - 1][k] == t[k]->stride[d] * t[k]->shape[d];
     if (even) {
-      w.shape[w.ndim - 1] *= t[0]->shape[d];
+      w->shape[n - 1] *= t[0]->shape[d];
     } else {
-      w.shape[w.ndim++] = t[0]->shape[d];
+      w->shape[n++] = t[0]->shape[d];
     }
-    for (int k = 0; k < tensors; k++) w.stride[w.ndim - 1][k] = t[k]->stride[d];
+    for (int k = 0; k < tensors; k++) w->stride[n - 1][k] = t[k]->stride[d];
   }
-  return w;
+  w->ndim = n;
 }
 
 /* Whether dim names an axis of a tensor of ndim axes (0-d: 0 and -1); *axis is then 0 <= axis < max(ndim, 1). */
@@ -120,11 +127,11 @@ static inline int64_t row_grain(int64_t n, int64_t bytes) {
 
 /* exp(x) 2^64 for x <= 0 (softmax shifts by the maximum, and the factor leaves with the division by the sum): exponents
  * stay in the normal range, which saves the second scaling and the upper clamp of haian_expf; half its instructions.
- * x < -104 counts as -104, whose exp is below half the smallest float.  One-step reduction with FMA: the error of ln2 adds
- * 2e-9 |x|, a thirtieth of what rounding x itself leaves.  Relative error otherwise below 2^-23. */
+ * x < -104 counts as -104, whose exp is below half the smallest float.  One-step reduction with FMA: the error of ln2
+ * adds 2e-9 |x|, a thirtieth of what rounding x itself leaves.  Relative error otherwise below 2^-23. */
 #define ROW_EXP_SCALE 0x1p64
 ROW_INLINE float row_exp_f32(float x) {
-  x = x < -104.0f ? -104.0f : x; /* NaN stays */
+  x = x < -104.0f ? -104.0f : x;            /* NaN stays */
   const float rounder = 0x1.8p23f + 191.0f; /* leaves n + 127 + 64 in the low bits */
   float t = x * 0x1.715476p+0f + rounder, n = t - rounder;
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
@@ -159,8 +166,9 @@ ROW_UNUSED static __attribute__((noinline, cold)) row_text row_shape(const haian
 /* Refuses an output or second operand that is not just like x. */
 #define ROW_REQUIRE_LIKE(op, name, t, xname, x) \
   do { \
-    HAIAN_REQUIRE((t)->dtype == (x)->dtype, HAIAN_DTYPE, op ": " name " has dtype %s and " xname " has %s; they must be equal", \
-                  haian_dtype_name((t)->dtype), haian_dtype_name((x)->dtype)); \
+    HAIAN_REQUIRE((t)->dtype == (x)->dtype, HAIAN_DTYPE, \
+                  op ": " name " has dtype %s and " xname " has %s; they must be equal", haian_dtype_name((t)->dtype), \
+                  haian_dtype_name((x)->dtype)); \
     HAIAN_REQUIRE(haian_same_shape(t, x), HAIAN_SHAPE, op ": " name " is %s and " xname " is %s; they must be equal", \
                   row_shape(t).text, row_shape(x).text); \
   } while (0)

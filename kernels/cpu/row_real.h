@@ -41,7 +41,8 @@ typedef REAL_INT FN(mask) __attribute__((vector_size(ROW_VBYTES))); /* what comp
 #define FROM_F16(v) FROM_FLOAT(haian_f16_load(v))
 #define FROM_BF16(v) FROM_FLOAT(haian_bf16_load(v))
 
-ROW_UNUSED static __attribute__((noinline)) void FN(load)(int32_t dtype, const char *x, int64_t stride, int64_t n, REAL *restrict y) {
+ROW_UNUSED static
+    __attribute__((noinline)) void FN(load)(int32_t dtype, const char *x, int64_t stride, int64_t n, REAL *restrict y) {
   switch (dtype) {
   case HAIAN_F32: RUN(float, FROM_FLOAT);
   case HAIAN_F64: RUN(double, FROM_FLOAT);
@@ -54,7 +55,8 @@ ROW_UNUSED static __attribute__((noinline)) void FN(load)(int32_t dtype, const c
 #endif
     RUN(uint16_t, FROM_F16);
   case HAIAN_BF16: RUN(uint16_t, FROM_BF16);
-  case HAIAN_BOOL: case HAIAN_U8: RUN(uint8_t, FROM_INT);
+  case HAIAN_BOOL:
+  case HAIAN_U8: RUN(uint8_t, FROM_INT);
   case HAIAN_I8: RUN(int8_t, FROM_INT);
   case HAIAN_I16: RUN(int16_t, FROM_INT);
   case HAIAN_U16: RUN(uint16_t, FROM_INT);
@@ -82,8 +84,8 @@ ROW_UNUSED static __attribute__((noinline)) void FN(load)(int32_t dtype, const c
 #define TO(type) (type)
 
 /* n <= ROW_CHUNK.  Floating types write floating dtypes, int64_t writes integers (wrapping) and bool (not zero). */
-ROW_UNUSED static __attribute__((noinline)) void FN(store)(int32_t dtype, char *y, int64_t stride, int64_t n, const REAL *restrict x,
-                                                           bool stream) {
+ROW_UNUSED static __attribute__((noinline)) void FN(store)(int32_t dtype, char *y, int64_t stride, int64_t n,
+                                                           const REAL *restrict x, bool stream) {
 #if REAL_IS_INT
   (void)stream;
   switch (dtype) {
@@ -105,8 +107,10 @@ ROW_UNUSED static __attribute__((noinline)) void FN(store)(int32_t dtype, char *
   if (stride == 1 && (dtype == HAIAN_F16 || dtype == HAIAN_BF16)) {
     uint16_t half[ROW_CHUNK];
     uint16_t *d = stream ? half : (uint16_t *)y;
-    if (dtype == HAIAN_F16) HAIAN_SYM(f32_to_f16)(x, d, n);
-    else HAIAN_SYM(f32_to_bf16)(x, d, n);
+    if (dtype == HAIAN_F16)
+      HAIAN_SYM(f32_to_f16)(x, d, n);
+    else
+      HAIAN_SYM(f32_to_bf16)(x, d, n);
     if (stream) haian_copy_run(y, (const char *)half, n * 2, true);
     return;
   }
@@ -182,13 +186,15 @@ ROW_INLINE REAL FN(load_one)(int32_t dtype, const char *x) {
 }
 
 ROW_INLINE void FN(store_one)(int32_t dtype, char *y, REAL v) {
-  if (dtype == REAL_DTYPE) *(REAL *)y = v;
-  else FN(store)(dtype, y, 1, 1, &v, false);
+  if (dtype == REAL_DTYPE)
+    *(REAL *)y = v;
+  else
+    FN(store)(dtype, y, 1, 1, &v, false);
 }
 
 /* ---- sums ------------------------------------------------------------------------------------------------------ */
-/* Eight vector accumulators, so a chunk of ROW_CHUNK is a sum of 16 (AVX-512) to 64 (SSE2) terms a lane; its error stays
- * below the 0.5 sqrt(n) u S of a conforming reduction even for constant data.  Chunks are added in WIDE. */
+/* Eight vector accumulators, so a chunk of ROW_CHUNK is a sum of 16 (AVX-512) to 64 (SSE2) terms a lane; its error
+ * stays below the 0.5 sqrt(n) u S of a conforming reduction even for constant data.  Chunks are added in WIDE. */
 typedef ACC FN(sums) __attribute__((vector_size(ROW_VBYTES)));
 
 ROW_INLINE WIDE FN(across)(FN(sums) a[8], ACC tail) {
@@ -307,7 +313,8 @@ ROW_UNUSED static void FN(moments)(const REAL *p, REAL shift, int64_t n, WIDE *f
     for (; i < n; i++) best = FN(pick_##name)(best, p[i]); \
     return best; \
   } \
-  /* The same: the processor's own maximum, which may drop NaN, beside a sum of zeros that NaN and infinities spoil. */ \
+  /* The same: the processor's own maximum, which may drop NaN, beside a sum of zeros that NaN and infinities spoil. \
+   */ \
   ROW_UNUSED static REAL FN(name)(const REAL *p, int64_t n) { \
     if (n < LANES) return FN(careful_##name)(p, n); \
     FN(vec) a[4] = {VEC(p), VEC(p), VEC(p), VEC(p)}, zero[4] = {{0}}; \
@@ -354,7 +361,8 @@ ROW_UNUSED static REAL FN(top)(const REAL *p, int64_t n) {
   return a[0][0];
 }
 
-/* ---- exponentials relative to a maximum --------------------------------------------------------------------------- */
+/* ---- exponentials relative to a maximum ---------------------------------------------------------------------------
+ */
 /* e[i] = exp(p[i] - shift) ROW_EXP_SCALE; e may be p.  Meanwhile asks for the n values at `ahead`, which come next: the
  * arithmetic then hides the memory; it is worth 1.3x at
  * 4096 x 4096. */
@@ -372,11 +380,14 @@ ROW_INLINE void FN(exp_shifted)(REAL *e, const REAL *p, REAL shift, int64_t n, c
 ROW_INLINE REAL FN(shift_of)(REAL maximum) { return maximum == -(REAL)INFINITY ? 0 : maximum; }
 
 /* exp(from - to) with from <= to; 0 for from = -inf whatever to is. */
-ROW_INLINE WIDE FN(rescale)(REAL from, REAL to) { return from == -(REAL)INFINITY ? 0 : (WIDE)exp((double)from - (double)to); }
+ROW_INLINE WIDE FN(rescale)(REAL from, REAL to) {
+  return from == -(REAL)INFINITY ? 0 : (WIDE)exp((double)from - (double)to);
+}
 
 /* The sum of exp(x - maximum) ROW_EXP_SCALE over a row, and its maximum (any number where the row holds NaN: the sum is
  * NaN then).  A row of one chunk is left at *run.  buf: 2 * chunk values, chunk <= ROW_CHUNK. */
-ROW_INLINE WIDE FN(exp_sum)(const row_axes *r, const char *x, int64_t n, REAL *buf, int64_t chunk, REAL *maximum, const REAL **run) {
+ROW_INLINE WIDE FN(exp_sum)(const row_axes *r, const char *x, int64_t n, REAL *buf, int64_t chunk, REAL *maximum,
+                            const REAL **run) {
   REAL *e = buf + chunk;
   WIDE sum = 0;
   *maximum = -(REAL)INFINITY;

@@ -206,6 +206,7 @@ void HAIAN_SYM(copy_walk)(haian_walk walk, char *y, const char *x, int64_t item)
   job.stream = bytes >= HAIAN_STREAM_BYTES;
   int b_axis = transposed_axis(w, item);
   if (b_axis >= 0) {
+    job.stream = bytes >= STREAM_PLANES_BYTES;
     int64_t size = w->shape[b_axis], stride[HAIAN_WALK_TENSORS];
     memcpy(stride, w->stride[b_axis], sizeof stride);
     for (int d = b_axis; d < w->ndim - 2; d++) { /* the other outer axes keep their order */
@@ -288,30 +289,30 @@ static void cat_rows(void *ctx, int64_t lo, int64_t hi) {
 
 static int32_t run_cat(const haian_args *args) {
   HAIAN_REQUIRE(args->n_in >= 1 && args->n_out == 1 && args->n_attr == 1 && args->attr[0].kind == HAIAN_INT,
-                HAIAN_INVALID_ARGUMENT, "cat: %d inputs, %d outputs, %d attributes; needs at least one tensor, out, dim",
-                args->n_in, args->n_out, args->n_attr);
+                HAIAN_INVALID_ARGUMENT, "cat: %d inputs, %d outputs, %d attributes; needs at least one tensor, out, "
+                "dim", args->n_in, args->n_out, args->n_attr);
   const haian_tensor *out = args->out[0];
   int64_t dim = args->attr[0].i, length = 0;
   HAIAN_REQUIRE(out->ndim >= 1, HAIAN_SHAPE, "cat: out has no axis; needs tensors of one axis or more");
-  HAIAN_REQUIRE(dim >= -out->ndim && dim < out->ndim, HAIAN_SHAPE, "cat: dim %lld is outside a tensor of %d axes; needs "
-                "%d <= dim < %d", (long long)dim, out->ndim, -out->ndim, out->ndim);
+  HAIAN_REQUIRE(dim >= -out->ndim && dim < out->ndim, HAIAN_SHAPE, "cat: dim %lld is outside a tensor of %d axes; "
+                "needs %d <= dim < %d", (long long)dim, out->ndim, -out->ndim, out->ndim);
   if (dim < 0) dim += out->ndim;
   for (int i = 0; i < args->n_in; i++) {
     const haian_tensor *x = args->in[i];
     HAIAN_REQUIRE(x, HAIAN_INVALID_ARGUMENT, "cat: tensor %d is missing; needs %d tensors", i, args->n_in);
-    HAIAN_REQUIRE(x->dtype == out->dtype, HAIAN_DTYPE, "cat: tensor %d is %s and out is %s; they must be equal; cast first",
-                  i, haian_dtype_name(x->dtype), haian_dtype_name(out->dtype));
+    HAIAN_REQUIRE(x->dtype == out->dtype, HAIAN_DTYPE, "cat: tensor %d is %s and out is %s; they must be equal; cast "
+                  "first", i, haian_dtype_name(x->dtype), haian_dtype_name(out->dtype));
     if (x->ndim == 1 && x->numel == 0) continue; /* as in aten: an empty vector joins anything and adds nothing */
     HAIAN_REQUIRE(x->ndim == out->ndim, HAIAN_SHAPE, "cat: tensor %d has %d axes and out has %d; they must be equal", i,
                   x->ndim, out->ndim);
     for (int d = 0; d < out->ndim; d++)
-      HAIAN_REQUIRE(d == dim || x->shape[d] == out->shape[d], HAIAN_SHAPE, "cat: tensor %d has size %lld on axis %d and "
-                    "out has %lld; sizes differ only on dim %lld", i, (long long)x->shape[d], d,
+      HAIAN_REQUIRE(d == dim || x->shape[d] == out->shape[d], HAIAN_SHAPE, "cat: tensor %d has size %lld on axis %d "
+                    "and out has %lld; sizes differ only on dim %lld", i, (long long)x->shape[d], d,
                     (long long)out->shape[d], (long long)dim);
     length += x->shape[dim];
   }
-  HAIAN_REQUIRE(length == out->shape[dim], HAIAN_SHAPE, "cat: the tensors have %lld elements along dim %lld and out has "
-                "%lld; they must be equal", (long long)length, (long long)dim, (long long)out->shape[dim]);
+  HAIAN_REQUIRE(length == out->shape[dim], HAIAN_SHAPE, "cat: the tensors have %lld elements along dim %lld and out "
+                "has %lld; they must be equal", (long long)length, (long long)dim, (long long)out->shape[dim]);
   int64_t item = haian_itemsize(out->dtype), at = 0;
   if (out->numel == 0) return HAIAN_OK;
   bool contiguous = haian_is_contiguous(out);
@@ -365,7 +366,8 @@ static void triangle_rows(void *ctx, int64_t lo, int64_t hi) {
     edge = edge < 0 ? 0 : edge > job->columns ? job->columns : edge;
     int64_t keep = job->upper ? edge : 0, kept = job->upper ? job->columns - edge : edge;
     if (job->x && kept)
-      haian_copy_run(y + keep * job->item, job->x + (place.offset[1] + keep) * job->item, kept * job->item, job->stream);
+      haian_copy_run(y + keep * job->item, job->x + (place.offset[1] + keep) * job->item, kept * job->item,
+                     job->stream);
     if (job->upper) zero_run(y, job->y_step, edge, job->item, job->stream);
     else zero_run(y + edge * job->y_step * job->item, job->y_step, job->columns - edge, job->item, job->stream);
     haian_place_next(&place, w, w->ndim);
@@ -375,8 +377,8 @@ static void triangle_rows(void *ctx, int64_t lo, int64_t hi) {
 
 static int32_t run_triangle(const haian_args *args, const char *op, bool upper) {
   HAIAN_REQUIRE(args->n_in == 1 && args->n_out == 1 && args->n_attr == 1 && args->in[0] &&
-                args->attr[0].kind == HAIAN_INT, HAIAN_INVALID_ARGUMENT,
-                "%s: %d inputs, %d outputs, %d attributes; needs x, out, diagonal", op, args->n_in, args->n_out, args->n_attr);
+                args->attr[0].kind == HAIAN_INT, HAIAN_INVALID_ARGUMENT, "%s: %d inputs, %d outputs, %d attributes; "
+                "needs x, out, diagonal", op, args->n_in, args->n_out, args->n_attr);
   const haian_tensor *x = args->in[0], *out = args->out[0];
   int32_t status = need_like(op, x, out);
   if (status != HAIAN_OK) return status;
@@ -412,12 +414,13 @@ static float round_to_odd(double value) {
   return f;
 }
 
-/* Inclusive bounds of an integer dtype; unsigned ones take negative numbers modulo 2^n, as aten does. */
-static void integer_bounds(int32_t dtype, double *low, double *high) {
+/* Integer dtypes take numbers with low <= trunc(value) < high; exclusive because 2^64 - 1 is no double. */
+static bool fits_integer(int32_t dtype, double value, double *low, double *high) {
   int bits = 8 * haian_itemsize(dtype);
   bool is_signed = dtype >= HAIAN_I8 && dtype <= HAIAN_I64;
-  *high = ldexp(1.0, is_signed ? bits - 1 : bits); /* exclusive: 2^64 - 1 is no double */
-  *low = is_signed ? -*high : -*high + 1;
+  *high = ldexp(1.0, is_signed ? bits - 1 : bits);
+  *low = is_signed ? -*high : 0;
+  return trunc(value) >= *low && trunc(value) < *high;
 }
 
 /* The bits of a number in a dtype.  The caller has checked the range of integers. */
@@ -450,8 +453,8 @@ static int32_t run_full(const haian_args *args) {
                 "full: %d outputs, %d attributes; needs out, and shape, value, dtype", args->n_out, args->n_attr);
   const haian_tensor *out = args->out[0];
   const haian_attr *shape = &args->attr[0];
-  HAIAN_REQUIRE((FILLED >> out->dtype) & 1, HAIAN_DTYPE, "full: out is %s; takes bool, integers, float16 to float64 and "
-                "complex", haian_dtype_name(out->dtype));
+  HAIAN_REQUIRE((FILLED >> out->dtype) & 1, HAIAN_DTYPE, "full: out is %s; takes bool, integers, float16 to float64 "
+                "and complex", haian_dtype_name(out->dtype));
   HAIAN_REQUIRE(shape->count == out->ndim && memcmp(shape->v, out->shape, (size_t)out->ndim * sizeof *shape->v) == 0,
                 HAIAN_SHAPE, "full: out has %d axes and %lld elements; needs the given shape of %d axes", out->ndim,
                 (long long)out->numel, shape->count);
@@ -460,9 +463,8 @@ static int32_t run_full(const haian_args *args) {
     memcpy(value, &args->attr[1].i, 8);
   } else {
     double v = args->attr[1].kind == HAIAN_INT ? (double)args->attr[1].i : args->attr[1].f, low, high;
-    integer_bounds(out->dtype, &low, &high);
-    HAIAN_REQUIRE(!is_integer(out->dtype) || (v >= low && v < high), HAIAN_INVALID_ARGUMENT, "full: value %g does not fit "
-                  "%s; needs %g <= value < %g", v, haian_dtype_name(out->dtype), low, high);
+    HAIAN_REQUIRE(!is_integer(out->dtype) || fits_integer(out->dtype, v, &low, &high), HAIAN_INVALID_ARGUMENT,
+                  "full: value %g does not fit %s; needs %g <= value < %g", v, haian_dtype_name(out->dtype), low, high);
     store_double(out->dtype, v, value);
   }
   haian_walk w = walk_pair(out, out);
@@ -526,25 +528,28 @@ static int32_t run_arange(const haian_args *args) {
                   "arange: attribute %d is missing; needs start, end and step", i);
   const haian_tensor *out = args->out[0];
   double start = attr_number(&args->attr[0]), end = attr_number(&args->attr[1]), step = attr_number(&args->attr[2]);
-  HAIAN_REQUIRE((HAIAN_NUMBERS >> out->dtype) & 1, HAIAN_DTYPE, "arange: out is %s; takes integers and float16 to float64",
-                haian_dtype_name(out->dtype));
+  HAIAN_REQUIRE((HAIAN_NUMBERS >> out->dtype) & 1, HAIAN_DTYPE, "arange: out is %s; takes integers and float16 to "
+                "float64", haian_dtype_name(out->dtype));
   HAIAN_REQUIRE(isfinite(start) && isfinite(end) && isfinite(step) && step != 0, HAIAN_INVALID_ARGUMENT,
                 "arange: start %g, end %g, step %g; needs finite numbers and a step other than 0", start, end, step);
-  HAIAN_REQUIRE(step > 0 ? end >= start : end <= start, HAIAN_INVALID_ARGUMENT, "arange: step %g leads away from end %g "
-                "at start %g; needs the other sign", step, end, start);
+  HAIAN_REQUIRE(step > 0 ? end >= start : end <= start, HAIAN_INVALID_ARGUMENT, "arange: step %g leads away from end "
+                "%g at start %g; needs the other sign", step, end, start);
   double count = ceil((end - start) / step);
-  HAIAN_REQUIRE(out->ndim == 1 && (double)out->numel == count, HAIAN_SHAPE, "arange: out has %d axes and %lld elements; "
-                "needs one axis of %.0f", out->ndim, (long long)out->numel, count);
+  HAIAN_REQUIRE(out->ndim == 1 && (double)out->numel == count, HAIAN_SHAPE, "arange: out has %d axes and %lld "
+                "elements; needs one axis of %.0f", out->ndim, (long long)out->numel, count);
   range_job job = {.y = out->data, .stride = out->stride[0], .start = start, .step = step, .dtype = out->dtype,
                    .integer = is_integer(out->dtype),
                    .stream = out->numel * haian_itemsize(out->dtype) >= HAIAN_STREAM_BYTES};
   if (job.integer) {
     double low, high, last = start + (count - 1) * step;
-    integer_bounds(out->dtype, &low, &high);
-    HAIAN_REQUIRE(count == 0 || (start >= low && start < high && last >= low && last < high && fabs(step) < 0x1p63),
-                  HAIAN_INVALID_ARGUMENT, "arange: %g to %g does not fit %s; choose a wider dtype", start, last,
+    HAIAN_REQUIRE(start == trunc(start) && step == trunc(step) && fabs(step) < 0x1p63, HAIAN_INVALID_ARGUMENT,
+                  "arange: start %g, step %g; %s needs whole numbers; choose a floating dtype", start, step,
                   haian_dtype_name(out->dtype));
-    job.first = args->attr[0].kind == HAIAN_INT ? args->attr[0].i : start < 0x1p63 ? (int64_t)start : (int64_t)(uint64_t)start;
+    HAIAN_REQUIRE(count == 0 || (fits_integer(out->dtype, start, &low, &high) &&
+                  fits_integer(out->dtype, last, &low, &high)), HAIAN_INVALID_ARGUMENT, "arange: %g to %g does not "
+                  "fit %s; choose a wider dtype", start, last, haian_dtype_name(out->dtype));
+    job.first = start < 0x1p63 ? (int64_t)start : (int64_t)(uint64_t)start;
+    if (args->attr[0].kind == HAIAN_INT) job.first = args->attr[0].i;
     job.by = args->attr[2].kind == HAIAN_INT ? args->attr[2].i : (int64_t)step;
     if (count == 0) job.first = job.by = 0;
   }

@@ -31,13 +31,15 @@ ROW_INLINE void FN(softmax_row)(const softmax_job *job, const char *x, char *y, 
     maximum = both;
     if (keep) maxima[c / chunk] = top;
   }
-  REAL inverse = maximum == -(REAL)INFINITY ? (REAL)NAN : (REAL)(1 / sum); /* the row is -inf throughout: 0 / 0 */
+  REAL inverse = maximum == -(REAL)INFINITY ? (REAL)NAN : 1 / (REAL)sum; /* the row is -inf throughout: 0 / 0 */
   for (int64_t c = 0; c < n; c += chunk) {
     int64_t m = n - c < chunk ? n - c : chunk;
     REAL *e = keep ? buf + c : buf, factor = inverse;
     REAL *t = FN(target)(&job->y, y, c, e, job->stream);
-    if (!keep) FN(exp_shifted)(e, FN(fetch)(&job->x, x, c, m, e), FN(shift_of)(maximum), m, e);
-    else if (n > chunk) factor = (REAL)(FN(rescale)(maxima[c / chunk], maximum) / sum);
+    if (!keep)
+      FN(exp_shifted)(e, FN(fetch)(&job->x, x, c, m, e), FN(shift_of)(maximum), m, e);
+    else if (n > chunk)
+      factor = (REAL)(FN(rescale)(maxima[c / chunk], maximum) / sum);
     FN(scaled)(t, e, factor, m);
     FN(put)(&job->y, y, c, m, t, job->stream);
   }
@@ -61,7 +63,8 @@ ROW_INLINE void FN(log_softmax_row)(const softmax_job *job, const char *x, char 
 }
 
 /* softmax: y (dy - sum(dy y)); log_softmax: dy - exp(y) sum(dy). */
-ROW_INLINE void FN(softmax_grad_row)(const softmax_job *job, const char *dy, const char *y, char *dx, REAL *buf, int64_t room, bool logarithm) {
+ROW_INLINE void FN(softmax_grad_row)(const softmax_job *job, const char *dy, const char *y, char *dx, REAL *buf,
+                                     int64_t room, bool logarithm) {
   int64_t n = job->n, chunk = room / 2 < ROW_CHUNK ? room / 2 : ROW_CHUNK;
   const REAL *p = NULL, *q = NULL;
   WIDE sum = 0;
@@ -93,7 +96,8 @@ ROW_INLINE void FN(softmax_rows)(const softmax_job *job, int64_t lo, int64_t hi,
   haian_place at;
   haian_place_seek(&at, w, w->ndim, lo);
   for (int64_t row = lo; row < hi; row++) {
-    const char *x = job->x_data + at.offset[0] * job->x.item, *b = job->b_data + at.offset[2] * job->x.item;
+    const char *x = job->x_data + at.offset[0] * job->x.item, *b = job->b_data;
+    if (job->op > LOG_SOFTMAX) b += at.offset[2] * job->x.item;
     char *y = job->y_data + at.offset[1] * job->x.item;
     switch (job->op) {
     case SOFTMAX: FN(softmax_row)(job, x, y, buf, room); break;
@@ -117,7 +121,8 @@ static __attribute__((noinline)) void FN(softmax_short)(void *ctx, int64_t lo, i
 }
 
 /* ---- columns: job->width neighbours along the walk's last axis at once ------------------------------------------- */
-ROW_INLINE const REAL *FN(column_run)(const softmax_job *job, const row_axes *axis, const char *x, int which, int64_t i, int64_t n, REAL *buf) {
+ROW_INLINE const REAL *FN(column_run)(const softmax_job *job, const row_axes *axis, const char *x, int which, int64_t i,
+                                      int64_t n, REAL *buf) {
   int64_t side = job->walk.stride[job->walk.ndim - 1][which];
   x += i * axis->stride[0] * axis->item;
   if (side == 1 && axis->dtype == REAL_DTYPE) return (const REAL *)x;
@@ -139,7 +144,8 @@ static void FN(softmax_columns)(void *ctx, int64_t lo, int64_t hi) {
     haian_place_seek(&at, w, last, task / tiles);
     int64_t first = task % tiles * width, m = w->shape[last] - first < width ? w->shape[last] - first : width;
     const char *x = job->x_data + (at.offset[0] + first * w->stride[last][0]) * job->x.item;
-    const char *b = job->b_data + (at.offset[2] + first * w->stride[last][2]) * job->x.item;
+    const char *b = job->b_data;
+    if (!forward) b += (at.offset[2] + first * w->stride[last][2]) * job->x.item;
     char *y = job->y_data + (at.offset[1] + first * w->stride[last][1]) * job->x.item;
     if (forward) {
       for (int64_t j = 0; j < m; j++) top[j] = -(REAL)INFINITY;

@@ -11,9 +11,8 @@
 
 #define HAIAN_WALK_TENSORS 3
 #define HAIAN_GRAIN_BYTES (64 << 10)  /* work of ~5 us: below this another thread does not pay */
-#ifndef HAIAN_STREAM_BYTES
-#define HAIAN_STREAM_BYTES (16 << 20) /* outputs this large leave the private caches anyway: store around them */
-#endif
+/* Outputs this large leave the private caches (2 MiB here) anyway: store around them.  4 MiB copied 1.26x as fast. */
+#define HAIAN_STREAM_BYTES (4 << 20)
 
 typedef struct haian_walk {
   int ndim, tensors;

@@ -17,8 +17,9 @@ typedef struct __attribute__((may_alias)) bits16 { uint64_t word[2]; } bits16;
 #define ZIP_8(p, q, k) \
   __builtin_shufflevector(p, q, 4 * k, 8 + 4 * k, 4 * k + 1, 9 + 4 * k, 4 * k + 2, 10 + 4 * k, 4 * k + 3, 11 + 4 * k)
 #define ZIP_16(p, q, k) \
-  __builtin_shufflevector(p, q, 8 * k, 16 + 8 * k, 8 * k + 1, 17 + 8 * k, 8 * k + 2, 18 + 8 * k, 8 * k + 3, 19 + 8 * k, \
-                          8 * k + 4, 20 + 8 * k, 8 * k + 5, 21 + 8 * k, 8 * k + 6, 22 + 8 * k, 8 * k + 7, 23 + 8 * k)
+  __builtin_shufflevector(p, q, 8 * k, 16 + 8 * k, 8 * k + 1, 17 + 8 * k, 8 * k + 2, 18 + 8 * k, 8 * k + 3, \
+                          19 + 8 * k, 8 * k + 4, 20 + 8 * k, 8 * k + 5, 21 + 8 * k, 8 * k + 6, 22 + 8 * k, 8 * k + 7, \
+                          23 + 8 * k)
 #define ZIP_32(p, q, k) \
   __builtin_shufflevector(p, q, 16 * k, 32 + 16 * k, 16 * k + 1, 33 + 16 * k, 16 * k + 2, 34 + 16 * k, 16 * k + 3, \
                           35 + 16 * k, 16 * k + 4, 36 + 16 * k, 16 * k + 5, 37 + 16 * k, 16 * k + 6, 38 + 16 * k, \
@@ -55,6 +56,7 @@ typedef struct __attribute__((may_alias)) bits16 { uint64_t word[2]; } bits16;
 #endif
 
 #define PANEL 64      /* rows of x a pass: 64 open pages; 16 and 256 rows take 1.5x as long (4096 x 4096 float32) */
+#define STREAM_PLANES_BYTES (1 << 20) /* as HAIAN_STREAM_BYTES; rows a power of two apart share cache sets: 2x here */
 #define RUN_BYTES 512 /* bytes of a row of y that go out together from the buffer */
 
 /* The loops over a tile's vectors must vanish, or the vectors live in memory: 2x slower with gcc 12. */
@@ -62,7 +64,7 @@ typedef struct __attribute__((may_alias)) bits16 { uint64_t word[2]; } bits16;
 #define ZIP_ROUND(N, from, to) \
   UNROLL for (int i = 0; i < N / 2; i++) { \
     to[2 * i] = ZIP_##N(from[i], from[i + N / 2], 0); \
-    to[2 * i + 1] = ZIP_##N(from[i], from[i + N / 2], 1); \
+    to[2 * i + 1] = ZIP_##N(from[i + N / 2], from[i], 1); \
   }
 
 #define DEFINE_TRANSPOSE(T, N) DEFINE_TRANSPOSE_(T, N)
@@ -83,11 +85,12 @@ typedef struct __attribute__((may_alias)) bits16 { uint64_t word[2]; } bits16;
     } \
   } \
   /* Out of line, as is the tile: inlined, their registers and the loops' compete and the tile spills. */ \
-  /* na rows of x, nb columns, straight to y; squares of one cache line a side, so that each line is used up at once. */ \
-  static __attribute__((noinline)) void edge_##T(T *y, int64_t y_row, const T *x, int64_t x_row, int64_t na, int64_t nb) { \
+  static __attribute__((noinline)) void edge_##T(T *y, int64_t y_row, const T *x, int64_t x_row, int64_t na, \
+                                                 int64_t nb) { \
     for (int64_t b = 0; b < nb; b++) \
       for (int64_t a = 0; a < na; a++) y[b * y_row + a] = x[a * x_row + b]; \
   } \
+  /* na rows of x, nb columns, straight to y; squares of one cache line a side, so that a line is used up at once. */ \
   static void direct_##T(T *y, int64_t y_row, const T *x, int64_t x_row, int64_t na, int64_t nb, bool stream) { \
     enum { LINE = 64 / sizeof(T) }; \
     for (int64_t b0 = 0; b0 < nb; b0 += LINE) { \
@@ -100,7 +103,8 @@ typedef struct __attribute__((may_alias)) bits16 { uint64_t word[2]; } bits16;
               tile_##T(y + b * y_row + a, y_row, x + a * x_row + b, x_row, stream); \
               continue; \
             } \
-            edge_##T(y + b * y_row + a, y_row, x + a * x_row + b, x_row, a1 - a < N ? a1 - a : N, b1 - b < N ? b1 - b : N); \
+            edge_##T(y + b * y_row + a, y_row, x + a * x_row + b, x_row, a1 - a < N ? a1 - a : N, \
+                     b1 - b < N ? b1 - b : N); \
           } \
         } \
       } \
@@ -112,14 +116,16 @@ typedef struct __attribute__((may_alias)) bits16 { uint64_t word[2]; } bits16;
     if (na == 2) for (int64_t b = 0; b < nb; b++) y[2 * b] = x[b], y[2 * b + 1] = x1[b]; \
     if (na == 3) for (int64_t b = 0; b < nb; b++) y[3 * b] = x[b], y[3 * b + 1] = x1[b], y[3 * b + 2] = x2[b]; \
     if (na == 4) \
-      for (int64_t b = 0; b < nb; b++) y[4 * b] = x[b], y[4 * b + 1] = x1[b], y[4 * b + 2] = x2[b], y[4 * b + 3] = x3[b]; \
+      for (int64_t b = 0; b < nb; b++) \
+        y[4 * b] = x[b], y[4 * b + 1] = x1[b], y[4 * b + 2] = x2[b], y[4 * b + 3] = x3[b]; \
   } \
   static void deal_##T(T *y_, int64_t y_row, const T *restrict x, int64_t na, int64_t nb) { \
     T *restrict y = y_, *restrict y1 = y_ + y_row, *restrict y2 = y_ + 2 * y_row, *restrict y3 = y_ + 3 * y_row; \
     if (nb == 2) for (int64_t a = 0; a < na; a++) y[a] = x[2 * a], y1[a] = x[2 * a + 1]; \
     if (nb == 3) for (int64_t a = 0; a < na; a++) y[a] = x[3 * a], y1[a] = x[3 * a + 1], y2[a] = x[3 * a + 2]; \
     if (nb == 4) \
-      for (int64_t a = 0; a < na; a++) y[a] = x[4 * a], y1[a] = x[4 * a + 1], y2[a] = x[4 * a + 2], y3[a] = x[4 * a + 3]; \
+      for (int64_t a = 0; a < na; a++) \
+        y[a] = x[4 * a], y1[a] = x[4 * a + 1], y2[a] = x[4 * a + 2], y3[a] = x[4 * a + 3]; \
   } \
   /* stream: the destination is too large for the caches. */ \
   static void transpose_##T(void *y_, int64_t y_row, const void *x_, int64_t x_row, int64_t na, int64_t nb, \

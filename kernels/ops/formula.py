@@ -151,7 +151,8 @@ class Body:
         """The body as the source of a Triton device function: tensors, then number attributes, all positional."""
         lines = [f"    {name} = {_python(e, truth)}" for name, e in self.steps]
         parameters = ", ".join((*self.tensors, *(a for a, _ in self.attrs)))
-        return f"def {self.name}({parameters}):\n" + "".join(line + "\n" for line in lines) + f"    return {_python(self.result, truth)}\n"
+        # not the operator's bare name: Triton 3.0 mangles without the module, and exp would be its own m.exp
+        return f"def {self.name}_formula({parameters}):\n" + "".join(line + "\n" for line in lines) + f"    return {_python(self.result, truth)}\n"
 
     def triton(self, truth: bool = False) -> Any:
         """The body as a ``triton.jit`` device function over kernels/triton/scalar.py.
@@ -161,7 +162,7 @@ class Body:
         None are not parameters.  The result may be of a wider integer type, or int1 where ``boolean``: cast it.
         truth: the case's dtype is bool: tensors come as int32 0 or 1, store ``result != 0``.
         """
-        return _triton(self.triton_source(truth), self.name)
+        return _triton(self.triton_source(truth), f"{self.name}_formula")
 
     # ---- (c) float64 ---------------------------------------------------------------------------------------------
     def evaluate(self, *inputs: Any, **attrs: Any) -> tuple[np.ndarray, np.ndarray]:

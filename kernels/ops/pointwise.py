@@ -75,7 +75,8 @@ _BROADCAST = (("row", (33, 17), (17,), (33, 1)), ("column", (33, 17), (33, 1), (
               ("with_scalar", (129,), (), (1,)), ("outer", (65, 1), (1, 1030), ()), ("empty_column", (0, 5), (1,), (0, 1)))
 _MODELS = (("bert_ffn", (128, 3072), "BERT-base feed-forward, sequence 128", "inference", ("full",)),
            ("llama_ffn", (11008,), "Llama-7B feed-forward, one token", "llm", ("llm",)),
-           ("square_4096", (4096, 4096), "", "full", ("quick", "full")))
+           ("square_4096", (4096, 4096), "", "full", ("full",)))
+_QUICK = (*_MODELS[:-1], ("square_4096", (4096, 4096), "", "full", ("quick", "full")))  # the few of the short benchmark
 
 
 def _samples(f: formula.Formula, draws: Sequence[str], domain: tuple[float, float] | None, attrs: Sequence[dict[str, Any]],
@@ -99,7 +100,8 @@ def _samples(f: formula.Formula, draws: Sequence[str], domain: tuple[float, floa
     for extra in attrs[1:]:
         label = "_".join(f"{k}_{v}" for k, v in extra.items()).replace("-", "minus_").replace(".", "_")
         out += [Sample(f"{name}_{label}", ins([shape] * n), extra) for name, shape in (_UGLY[3], _UGLY[4])]
-    return out + [Sample(name, ins([shape] * n, tame), usual, model, level, bench) for name, shape, model, level, bench in models]
+    return out + [Sample(name, ins([shape] * n, tame), own[0] if own else usual, model, level, bench)
+                  for name, shape, model, level, bench, *own in models]
 
 
 def _bad(f: formula.Formula, dtypes: Sequence[DType], attrs: dict[str, Any]) -> list[Bad]:
@@ -183,7 +185,7 @@ def _same(x: np.ndarray, value: float) -> Any:
 _ALPHAS = ({"alpha": 1.0}, {"alpha": 2.0}, {"alpha": 0.0})
 
 
-@pointwise(lambda x, y, alpha: x + y * _same(y, alpha), dtypes=ANY, budget=Faithful(k=0.5), attrs=_ALPHAS,
+@pointwise(lambda x, y, alpha: x + y * _same(y, alpha), dtypes=ANY, budget=Faithful(k=0.5), attrs=_ALPHAS, models=_QUICK,
            grad=_binary(lambda o, dy, x, y, r, a: dy, lambda o, dy, x, y, r, a: dy if a["alpha"] == 1 else scaled(o, dy, a["alpha"])),
            golden=((1.5, 2.25, 3.75),), aten=("add.Tensor", "add.Scalar"), onnx=("Add",), paddle=("add",))
 def add(x, y, *, alpha=1):
@@ -324,7 +326,7 @@ def relu(x):
 
 
 # ---- elementary functions --------------------------------------------------------------------------------------------
-@pointwise(np.exp, domain=(-110.0, 95.0), grad=_unary(lambda o, dy, x, y, a: o.mul(dy, y)), golden=((1.0, math.e), (0.0, 1.0)),
+@pointwise(np.exp, models=_QUICK, domain=(-110.0, 95.0), grad=_unary(lambda o, dy, x, y, a: o.mul(dy, y)), golden=((1.0, math.e), (0.0, 1.0)),
            aten=("exp",), onnx=("Exp",), paddle=("exp",))
 def exp(x):
     """e to the power x."""
@@ -423,6 +425,7 @@ def _gelu(x, approximate):
 
 
 @pointwise(_gelu, budget=Composite(), domain=(-9.0, 9.0), attrs=({"approximate": "none"}, {"approximate": "tanh"}),
+           models=(*_MODELS, ("square_4096_tanh", (4096, 4096), "", "full", ("quick", "full"), {"approximate": "tanh"})),
            grad=_unary(lambda o, dy, x, y, a: o.gelu_backward(dy, x, approximate=a["approximate"])),
            golden=((0.0, 0.0), (1.0, 0.8413447460685429), (-1.0, -0.15865525393145707)), aten=("gelu",), onnx=("Gelu",), paddle=("gelu",))
 def gelu(x, *, approximate: Literal["none", "tanh"] = "none"):
@@ -452,7 +455,7 @@ def _where_grad(o, dy, inputs, result, attrs):
     return None, unbroadcast(o, o.where(condition, dy, zero), x.shape), unbroadcast(o, o.where(condition, zero, dy), y.shape)
 
 
-@pointwise(np.where, dtypes=ANY, budget=Exact(signed_zero=True), grad=_where_grad, aten=("where.self",), onnx=("Where",),
+@pointwise(np.where, dtypes=ANY, budget=Exact(signed_zero=True), grad=_where_grad, models=_QUICK, aten=("where.self",), onnx=("Where",),
            paddle=("where",))
 def where(condition: bool, x, y):
     """x where condition is true, else y; all three broadcast."""
@@ -626,8 +629,8 @@ def _cast(x, *, dtype):
     wide = 2.0 ** (63 if dtype.itemsize == 8 or dtype.name == "uint32" else 31)
     whole = np.trunc(x)
     if dtype.name == "uint64":
-        return np.where(whole >= wide, (whole - wide).astype(np.uint64) + np.uint64(2**63),
-                        np.where(whole >= -wide, whole, -wide).astype(np.int64).astype(np.uint64))
+        upper = np.where(whole < 2 * wide, whole - wide, 0.0).astype(np.uint64) + np.uint64(2**63)
+        return np.where(whole >= wide, upper, np.where(whole >= -wide, whole, -wide).astype(np.int64).astype(np.uint64))
     return np.where((whole >= -wide) & (whole < wide), whole, -wide).astype(np.int64).astype(dtype.numpy)
 
 
@@ -640,7 +643,7 @@ def _cast_samples() -> list[Sample]:
            for to in ("float32", "float16", "bfloat16", "float64", "int32", "int64", "int8", "uint8", "bool")
            for name, shape in (("past_tile", (1025,)), ("lanes", (3, 17)), ("scalar", ()), ("empty", (0, 5)))]
     out.append(Sample("transposed_to_float32", (In((65, 130), layout="transposed"),), {"dtype": dtype("float32")}))
-    return out + [Sample(f"square_4096_to_{to}", (In((4096, 4096)),), {"dtype": dtype(to)}, "", "full", ("quick", "full"))
+    return out + [Sample(f"square_4096_to_{to}", (In((4096, 4096)),), {"dtype": dtype(to)}, "", "full", ("full",))
                   for to in ("float32", "float16", "bfloat16")]
 
 

@@ -109,7 +109,7 @@ def conversion(source: DType, target: DType, value: str) -> str:
     """Triton source of ``value`` (loaded as ``source``, float8 as uint8) converted to what is stored as ``target``."""
     floating = source.is_floating
     if source.name in _FROM_BYTE:
-        value, source_size = f"c.{_FROM_BYTE[source.name]}({value})", 4
+        value, source_size = f"convert.{_FROM_BYTE[source.name]}({value})", 4
     elif floating and source.itemsize == 2:
         value, source_size = f"{value}.to(tl.float32)", 4
     else:
@@ -119,14 +119,14 @@ def conversion(source: DType, target: DType, value: str) -> str:
     if not target.is_floating:
         if floating:
             wide = target.name in ("int64", "uint32")
-            value = f"c.float_to_{'uint64' if target.name == 'uint64' else 'int64' if wide else 'int32'}({value})"
+            value = f"convert.float_to_{'uint64' if target.name == 'uint64' else 'int64' if wide else 'int32'}({value})"
         return f"{value}.to(tl.{target.name})"
     narrow = target.itemsize < 4
     if narrow and floating and source_size == 8:
-        value = f"c.double_to_odd({value})"
+        value = f"convert.double_to_odd({value})"
     elif narrow and not floating:
         # what a float32 holds exactly needs no second look; uint64 beyond int64 is rounded twice
-        value = f"c.int_to_odd({value})" if source_size >= 4 else f"{value}.to(tl.float32)"
+        value = f"convert.int_to_odd({value})" if source_size >= 4 else f"{value}.to(tl.float32)"
     if target.name in _TO_BYTE:
-        return f"c.{_TO_BYTE[target.name]}({value}{'.to(tl.float32)' if not narrow else ''})"
+        return f"convert.{_TO_BYTE[target.name]}({value}{'.to(tl.float32)' if not narrow else ''})"
     return f"{value}.to(tl.{target.name})"

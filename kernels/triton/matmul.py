@@ -7,6 +7,7 @@ Not here: what the operators mean (kernels/ops/matmul.py).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import triton
@@ -265,7 +266,7 @@ KERNELS = {"matmul": matmul, "mm": mm, "bmm": mm, "addmm": addmm, "baddbmm": add
 
 
 # ---- what is compiled ahead of time ----------------------------------------------------------------------------------------
-_TYPICAL = Capabilities(model="", total_bytes=0, max_alloc_bytes=0, multiprocessors=128, max_shared_bytes=96 << 10)
+_TYPICAL = Capabilities(model="", total_bytes=0, max_alloc_bytes=0, multiprocessors=128, max_shared_bytes=160 << 10)
 # name, dtype, batch, M, K, N, b transposed (as linear's weight), x added
 _SHAPES = (("cube_1024", "float16", (), 1024, 1024, 1024, False, False), ("cube_1024", "float32", (), 1024, 1024, 1024, False, False),
            ("cube_1024", "float64", (), 1024, 1024, 1024, False, False), ("prefill", "bfloat16", (), 128, 4096, 4096, True, True),
@@ -285,7 +286,7 @@ def calls(facts: Capabilities = _TYPICAL) -> Iterator[tuple[str, Call]]:
             yield f"matmul_{name}_{c.dtype.short}", call
 
 
-def matrix() -> Iterator[tuple[str, Any, tuple, dict[str, Any], int]]:
-    """(name, kernel, signature, constants, num_warps) of typical calls, for launch.compile_for."""
-    for name, call in calls():
-        yield name, call.kernel, call.signature, call.constants, call.num_warps
+def matrix(shared_bytes: int = _TYPICAL.max_shared_bytes) -> Iterator[tuple[str, Any, tuple, dict[str, Any], int, int]]:
+    """(name, kernel, signature, constants, num_warps, num_stages) of typical calls, for launch.compile_for."""
+    for name, call in calls(replace(_TYPICAL, max_shared_bytes=shared_bytes)):
+        yield name, call.kernel, call.signature, call.constants, call.num_warps, call.num_stages

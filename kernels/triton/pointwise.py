@@ -37,7 +37,7 @@ _UINT8 = BY_NAME["uint8"]
 class Loop:
     """A formula over element types: what a kernel's text depends on besides the way through memory.
 
-    name: of the kernel.  operands: (name, dtype) of the inputs.  attrs: names of the number arguments.  convert: the
+    name: of the kernel.  operands, attrs: names of the inputs and of the number arguments.  convert: the
     Triton type attributes are converted to ("" leaves them).  load: per operand, the loaded value's text with {}.
     value: the stored value as text over operands and attributes.  function: the device function ``f`` in it.
     """
@@ -57,22 +57,24 @@ def _loop(body: formula.Body, dtype: DType) -> Loop:
     truth = dtype.kind == "b"
     compute = "int32" if truth else "float64" if dtype.itemsize == 8 and dtype.is_floating else "float32" if dtype.is_floating else dtype.name
     loads = tuple("({} != 0)" if t in body.booleans else f"{{}}.to(tl.{compute})" for t in body.tensors)
-    value = f"f({', '.join((*body.tensors, *(a for a, _ in body.attrs)))})"
+    # numbered names: a formula may call an operand whatever it likes, block or n among it
+    operands, attrs = tuple(f"x{k}" for k in range(len(body.tensors))), tuple(f"a{k}" for k in range(len(body.attrs)))
+    value = f"f({', '.join((*operands, *attrs))})"
     if truth:
         value = f"({value} != 0).to(tl.int8)"
     elif body.boolean:
         value += ".to(tl.int8)"
     else:
         value += f".to(tl.{dtype.name})"
-    return Loop(body.name, body.tensors, tuple(a for a, _ in body.attrs), "" if dtype.is_floating else compute, loads, value, body.triton(truth))
+    return Loop(body.name, operands, attrs, "" if dtype.is_floating else compute, loads, value, body.triton(truth))
 
 
 @lru_cache(maxsize=None)
 def _moved(source: DType, target: DType) -> Loop:
     """Elements as they are, or cast from one dtype to another."""
     if source is target:
-        return Loop("copy", ("x",), (), "", ("{}",), "x", None)
-    return Loop(f"cast_{source.short}_{target.short}", ("x",), (), "", ("{}",), convert.conversion(source, target, "x"), None)
+        return Loop("copy", ("x0",), (), "", ("{}",), "x0", None)
+    return Loop(f"cast_{source.short}_{target.short}", ("x0",), (), "", ("{}",), convert.conversion(source, target, "x0"), None)
 
 
 # ---- ways through memory -----------------------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ def _kernel(loop: Loop, name: str, parameters: list[str], lines: list[str]) -> A
     # triton.jit reads the source through inspect: linecache is where inspect looks for files that do not exist
     file = f"<haian kernel {name} {zlib.crc32(text.encode()):08x}>"
     linecache.cache[file] = (len(text), None, text.splitlines(True), file)
-    world: dict[str, Any] = {"tl": tl, "f": loop.function, "c": convert, "__name__": f"{__name__}.{name}"}
+    world: dict[str, Any] = {"tl": tl, "f": loop.function, "convert": convert, "__name__": f"{__name__}.{name}"}
     exec(compile(text, file, "exec"), world)  # text is what this function printed
     return triton.jit(world[name])
 
@@ -324,3 +326,32 @@ class _Whens(Mapping):
 
 KERNELS: Mapping[str, Callable[..., None]] = _Formulas()
 WHEN: Mapping[str, Callable[..., str]] = _Whens()
+
+
+def matrix() -> Iterator[tuple[str, Any, tuple, dict[str, Any], int]]:
+    """Typical signatures: (name, kernel, signature, constants, num_warps); see tests/matrix.py."""
+    def pointer(dtype: DType) -> tuple[str, bool]:
+        return "*" + ("i8" if dtype.kind == "b" else "u8" if dtype.name.startswith("float8") else dtype.triton), True
+
+    f32, bf16, f64, i32 = (BY_NAME[n] for n in ("float32", "bfloat16", "float64", "int32"))
+    for name, dtype in (("add", f32), ("add", bf16), ("add", i32), ("exp", f32), ("exp", f64), ("gelu", bf16), ("tanh", f32), ("log", f32),
+                        ("div", f32), ("sin", f32), ("erf", f32), ("pow", f32), ("where", f32), ("silu_backward", bf16)):
+        record = OPS[name]
+        body = formula.read(record.formula).body(**record.attributes({}))
+        tensors = [BY_NAME["bool"] if t in body.booleans else dtype for t in body.tensors]
+        result = BY_NAME["bool"] if body.boolean else dtype
+        number = "fp64" if dtype is f64 else "fp32" if dtype.is_floating else "i32"
+        heads = (*map(pointer, (*tensors, result)), *((number, False) for _ in body.attrs))
+        loop = _loop(body, dtype)
+        yield f"{name} {dtype} flat", _flat(loop, (False,) * len(tensors)), (*heads, ("i32", True)), {"BIG": False, "BLOCK": BLOCK}, 4
+        if name == "add":
+            ones = (("i32", True), ("=1", False))
+            steps = ones + (("=0", False), ("=1", False)) + ones
+            yield f"{name} {dtype} row broadcast", _tile(loop, 0), (*heads, ("i32", False), ("i32", True), ("i32", True), *steps), \
+                {"BLOCK_R": 1, "BLOCK_C": BLOCK}, 4
+    for dtype, side in ((f32, 32), (bf16, 64)):
+        steps = (("=1", False), ("i32", True), ("i32", True), ("=1", False))
+        yield f"copy {dtype} transposed", _tile(_moved(dtype, dtype), 0), (pointer(dtype), pointer(dtype), ("i32", False), ("i32", True), ("i32", True), *steps), \
+            {"BLOCK_R": side, "BLOCK_C": side}, 4
+    for a, b in ((f32, BY_NAME["bfloat16"]), (f32, BY_NAME["float8_e4m3fn"]), (BY_NAME["float8_e5m2"], f32), (f64, bf16), (f32, BY_NAME["int8"])):
+        yield f"cast {a} to {b}", _flat(_moved(a, b), (False,)), (pointer(a), pointer(b), ("i32", True)), {"BIG": False, "BLOCK": BLOCK}, 4

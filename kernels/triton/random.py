@@ -88,7 +88,7 @@ def dropout_kernel(x_ptr, y_ptr, mask_ptr, seed_low, seed_high, offset_low, offs
         keep = (w >> 8).to(tl.int32) >= threshold
         i = tl.arange(0, 4 * BLOCK)
         live = i < n - first * 4
-        x = tl.load(x_ptr + first * 4 + i, mask=live & keep, other=0.0).to(acc)
+        x = tl.load(x_ptr + first * 4 + i, mask=live, other=0.0).to(acc)  # all of them: wide loads
         tl.store(y_ptr + first * 4 + i, tl.where(keep, x * scale, 0.0).to(y_ptr.dtype.element_ty), mask=live)
         if MASK:
             tl.store(mask_ptr + first * 4 + i, keep.to(tl.int8), mask=live)

@@ -45,6 +45,9 @@ void *HAIAN_SYM(workspace)(int slot, size_t bytes) {
   return s->data[slot];
 }
 
+/* as haian_micro_fn, with A unpacked: rows lda apart, contiguous along k */
+typedef void (*haian_direct_fn)(int64_t groups, const void *a, int64_t lda, const void *b, int64_t ldb, void *c,
+                                int64_t ldc, int first);
 #include "kinds.h"
 
 const haian_kind *HAIAN_SYM(gemm_kind)(int32_t dtype, int32_t c_dtype, bool wide) {
@@ -278,21 +281,28 @@ typedef struct tile_job {
   const operands *o;
   char *sums;       /* NULL: C accumulates, or there is one k block */
   int64_t ld;       /* of sums */
+  int64_t lda;      /* of A where it is read in place, 0 where it is packed */
   int first, last;
 } tile_job;
 
+static void multiply(const tile_job *t, int64_t groups, const void *a, const void *b, int64_t ldb, void *c, int64_t ldc,
+                     int64_t rows) {
+  if (t->lda)
+    f32_direct[rows - 1](groups, a, t->lda, b, ldb, c, ldc, t->first);
+  else
+    t->p->kind->micro[rows - 1](groups, a, b, ldb, c, ldc, t->first);
+}
 static void run_tile(const tile_job *t, int64_t groups, const void *pa, const void *pb, int64_t ldb, int64_t i,
                      int64_t j, int64_t rows, int64_t w, char *sum) {
   const plan *p = t->p;
   const int64_t nr = p->kind->nr, bytes = p->kind->acc_bytes;
-  const haian_micro_fn micro = p->kind->micro[rows - 1];
   float space[MAX_TILE] __attribute__((aligned(64)));
   char *tile = (char *)space;
   if (p->direct) {
     char *c = (char *)at(&p->g.c, t->o->c, i, j);
     const int64_t step = p->g.c.row * bytes;
     if (w == nr) {
-      micro(groups, pa, pb, ldb, c, p->g.c.row, t->first);
+      multiply(t, groups, pa, pb, ldb, c, p->g.c.row, rows);
       if (t->last && !p->plain) finish(p, t->o, c, p->g.c.row, i, j, rows, w);
       return;
     }
@@ -300,7 +310,7 @@ static void run_tile(const tile_job *t, int64_t groups, const void *pa, const vo
       memset(tile + r * nr * bytes, 0, (size_t)(nr * bytes));
       memcpy(tile + r * nr * bytes, c + r * step, (size_t)(w * bytes));
     }
-    micro(groups, pa, pb, ldb, tile, nr, t->first);
+    multiply(t, groups, pa, pb, ldb, tile, nr, rows);
     if (t->last && !p->plain)
       finish(p, t->o, tile, nr, i, j, rows, w);
     else
@@ -309,7 +319,7 @@ static void run_tile(const tile_job *t, int64_t groups, const void *pa, const vo
   }
   if (!sum) sum = tile;
   const int64_t ld = sum == tile ? nr : t->ld;
-  micro(groups, pa, pb, ldb, sum, ld, t->first);
+  multiply(t, groups, pa, pb, ldb, sum, ld, rows);
   if (t->last) finish(p, t->o, sum, ld, i, j, rows, w);
 }
 
@@ -333,12 +343,16 @@ static bool packed_block(const plan *p, const operands *o, int64_t m0, int64_t m
   /* B in place: plain elements, contiguous rows, few passes, and rows that do not all fall into the same cache sets */
   const bool in_place = kind == &kind_f32 && g->b.col == 1 && g->b.row > 0 && g->b.row * 4 < 4096 && g->k > 0 &&
                         p->kc * g->b.row <= 1 << 17;
-  const size_t a_bytes = (size_t)round_up(a_block * (a_once ? p->kblocks : 1) + 2 * VBYTES, 4096);
+  /* A in place: contiguous along k, a block that stays in L2, few columns to pay for packing (at 128 columns it is 11 %
+   * of the time), and 14 rows that do not share a set of L1 */
+  const bool a_here = kind == &kind_f32 && g->a.col == 1 && g->a.row > 0 && g->a.row * 4 % 2048 != 0 && n1 - n0 <= 512 &&
+                      mc * p->kc <= 1 << 16;
+  const size_t a_bytes = a_here ? 0 : (size_t)round_up(a_block * (a_once ? p->kblocks : 1) + 2 * VBYTES, 4096);
   const size_t b_bytes = (size_t)round_up((in_place ? nr : nc) * groups_max * gb + 2 * VBYTES, 4096);
   char *pa = HAIAN_SYM(workspace)(0, a_bytes + b_bytes + (keep ? (size_t)(mb * nc * ab) : 0));
   if (!pa) return false;
   char *pb = pa + a_bytes, *sums = keep ? pb + b_bytes : NULL;
-  for (int64_t kb = 0; a_once && kb < p->kblocks; kb++) {
+  for (int64_t kb = 0; a_once && !a_here && kb < p->kblocks; kb++) {
     const int64_t k0 = kb * p->kc, kn = g->k - k0 < p->kc ? g->k - k0 : p->kc;
     kind->pack_a(pa + kb * a_block, at(&g->a, o->a, m0, k0), g->a.row, g->a.col, m, kn);
   }
@@ -349,7 +363,7 @@ static bool packed_block(const plan *p, const operands *o, int64_t m0, int64_t m
       for (int64_t kb = 0; kb < p->kblocks; kb++) {
         const int64_t k0 = kb * p->kc, kn = g->k - k0 < p->kc ? g->k - k0 : p->kc;
         const int64_t groups = (kn + kind->kgroup - 1) / kind->kgroup;
-        const tile_job job = {p, o, sums, nc, kb == 0, kb == p->kblocks - 1};
+        const tile_job job = {p, o, sums, nc, a_here ? g->a.row : 0, kb == 0, kb == p->kblocks - 1};
         const char *b = at(&g->b, o->b, k0, jc);
         if (!in_place)
           kind->pack_b(pb, b, g->b.col, g->b.row, jn, kn);
@@ -358,14 +372,15 @@ static bool packed_block(const plan *p, const operands *o, int64_t m0, int64_t m
         for (int64_t ic = im; ic < im + in; ic += mc) {
           const int64_t mn = im + in - ic < mc ? im + in - ic : mc;
           const char *block = a_once ? pa + kb * a_block : pa;
-          if (!a_once) kind->pack_a(pa, at(&g->a, o->a, ic, k0), g->a.row, g->a.col, mn, kn);
+          if (a_here) block = at(&g->a, o->a, ic, k0);
+          else if (!a_once) kind->pack_a(pa, at(&g->a, o->a, ic, k0), g->a.row, g->a.col, mn, kn);
           for (int64_t j = 0; j < jn; j += nr) {
             const int64_t w = jn - j < nr ? jn - j : nr;
             const bool here = in_place && w == nr;
             const char *panel = here ? b + j * 4 : in_place ? pb : pb + j * groups * gb;
             for (int64_t i = 0, rows; i < mn; i += rows) {
               rows = haian_panel_rows(mn - i, mr);
-              run_tile(&job, groups, block + i * groups * gb, panel, here ? g->b.row : nr, ic + i, jc + j, rows, w,
+              run_tile(&job, groups, block + i * (a_here ? g->a.row : groups) * gb, panel, here ? g->b.row : nr, ic + i, jc + j, rows, w,
                        sums ? sums + ((ic - im + i) * nc + j) * ab : NULL);
             }
           }

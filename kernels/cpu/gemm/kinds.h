@@ -35,6 +35,7 @@ INLINE void run_bf16(float *dst, const uint16_t *src, int64_t n) {
 #define M_GV v_f32
 #define M_AV v_f32
 #define M_MR ROWS
+#define M_DIRECT
 #include "micro.h"
 
 #define M_(n) f64_##n
@@ -189,6 +190,7 @@ INLINE void run_bf16(float *dst, const uint16_t *src, int64_t n) {
 #define S_SRC float
 #define S_ACC float
 #define S_V v_f32
+#define S_SUM sum_f32
 #define S_LOAD(p) (*(const v_f32 *)(p))
 #define S_ONE(x) (x)
 #include "skinny.h"
@@ -197,6 +199,7 @@ INLINE void run_bf16(float *dst, const uint16_t *src, int64_t n) {
 #define S_SRC uint16_t
 #define S_ACC float
 #define S_V v_f32
+#define S_SUM sum_f32
 #define S_LOAD load_bf16
 #define S_ONE haian_bf16_load
 #include "skinny.h"
@@ -205,6 +208,7 @@ INLINE void run_bf16(float *dst, const uint16_t *src, int64_t n) {
 #define S_SRC uint16_t
 #define S_ACC float
 #define S_V v_f32
+#define S_SUM sum_f32
 #define S_LOAD load_f16
 #define S_ONE haian_f16_load
 #include "skinny.h"
@@ -213,6 +217,7 @@ INLINE void run_bf16(float *dst, const uint16_t *src, int64_t n) {
 #define S_SRC double
 #define S_ACC double
 #define S_V v_f64
+#define S_SUM sum_f64
 #define S_LOAD(p) (*(const v_f64 *)(p))
 #define S_ONE(x) (x)
 #include "skinny.h"

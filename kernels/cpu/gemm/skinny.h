@@ -1,6 +1,6 @@
 /* Products with a few rows in A, where B is read once from memory and never packed: 1 x 4096 x 11008 in bf16 is 90 MB
  * of B and no arithmetic worth a name.  Included once per source dtype with S_(name), S_SRC, S_ACC, S_V, S_LOAD(p)
- * (a vector from contiguous source values) and S_ONE(x) defined; undefines them.  a is packed [m][k] in S_ACC.
+ * (a vector from contiguous source values), S_ONE(x) and S_SUM(v) defined; undefines them.  a is packed [m][k] in S_ACC.
  * Each element's sum has one order: it depends on k alone. */
 #define S_LANES ((int64_t)(sizeof(S_V) / sizeof(S_ACC)))
 
@@ -92,13 +92,7 @@ INLINE void S_(dots_tile)(const int mt, const int nt, int64_t k, const S_ACC *a,
 #pragma GCC unroll 4
   for (int i = 0; i < mt; i++)
 #pragma GCC unroll 8
-    for (int j = 0; j < nt; j++) {
-      S_ACC v[S_LANES];
-      memcpy(v, &sum[i][j], sizeof v);
-      for (int64_t half = S_LANES / 2; half > 0; half /= 2)
-        for (int64_t q = 0; q < half; q++) v[q] += v[q + half];
-      acc[i * ld + j] += v[0];
-    }
+    for (int j = 0; j < nt; j++) acc[i * ld + j] += S_SUM(sum[i][j]);
 }
 static void S_(dots)(int64_t m, int64_t n, int64_t k, const void *av, const void *bv, int64_t ldb, void *accv,
                      int64_t ld) {
@@ -140,3 +134,4 @@ static void S_(dots)(int64_t m, int64_t n, int64_t k, const void *av, const void
 #undef S_V
 #undef S_LOAD
 #undef S_ONE
+#undef S_SUM

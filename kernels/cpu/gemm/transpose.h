@@ -22,10 +22,12 @@
 #define HIGH64(a, b) SHUFFLE(a, b, 1, 3)
 #endif
 
-/* dst row i = column i of the square at src; strides in bytes */
+/* dst row i = column i of the square at src; strides in bytes.  src may be bytes read as wider groups: any alignment */
+typedef uint32_t v_u32_any __attribute__((vector_size(VBYTES), aligned(1), may_alias));
+typedef uint64_t v_u64_any __attribute__((vector_size(VBYTES), aligned(1), may_alias));
 #define TRANSPOSE_BODY(V, LANES, LOW, HIGH) \
   V r[LANES], s[LANES]; \
-  _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) r[i] = *(const V *)((const char *)src + i * src_stride); \
+  _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) r[i] = *(const V##_any *)((const char *)src + i * src_stride); \
   _Pragma("GCC unroll 8") for (int round = 1; round < LANES; round *= 2) { \
     _Pragma("GCC unroll 16") for (int i = 0; i < LANES / 2; i++) { \
       s[2 * i] = LOW(r[i], r[i + LANES / 2]); \

@@ -31,7 +31,23 @@ typedef VECTOR(int64_t) v_i64;
 
 /* LANES32 values of 16 bits at p, widened */
 typedef uint16_t v_half __attribute__((vector_size(VBYTES / 2), aligned(2), may_alias));
-INLINE v_f32 load_bf16(const uint16_t *p) { return (v_f32)(__builtin_convertvector(*(const v_half *)p, v_u32) << 16); }
+INLINE v_u32 widen_half(v_half x) { /* gcc 12 makes __builtin_convertvector into two halves and an insert */
+#if defined(__AVX512F__)
+  return (v_u32)_mm512_cvtepu16_epi32((__m256i)x);
+#elif defined(__AVX2__)
+  return (v_u32)_mm256_cvtepu16_epi32((__m128i)x);
+#else
+  return __builtin_convertvector(x, v_u32);
+#endif
+}
+INLINE v_half narrow_half(v_u32 x) {
+#if defined(__AVX512F__)
+  return (v_half)_mm512_cvtepi32_epi16((__m512i)x);
+#else
+  return __builtin_convertvector(x, v_half);
+#endif
+}
+INLINE v_f32 load_bf16(const uint16_t *p) { return (v_f32)(widen_half(*(const v_half *)p) << 16); }
 INLINE v_f32 load_f16(const uint16_t *p) {
 #if defined(__AVX512F__)
   return (v_f32)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
@@ -48,7 +64,7 @@ INLINE void store_bf16(uint16_t *p, v_f32 x) {
   const v_u32 u = (v_u32)x;
   const v_u32 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const v_u32 is_nan = (v_u32)((u & 0x7fffffffu) > 0x7f800000u);
-  *(v_half *)p = __builtin_convertvector((rounded & ~is_nan) | (((u >> 16) | 0x40u) & is_nan), v_half);
+  *(v_half *)p = narrow_half((rounded & ~is_nan) | (((u >> 16) | 0x40u) & is_nan));
 }
 INLINE void store_f16(uint16_t *p, v_f32 x) {
 #if defined(__AVX512F__)
@@ -81,6 +97,36 @@ INLINE v_f64 max_f64(v_f64 x, v_f64 y) {
   return (v_f64)(((v_i64)x & greater) | ((v_i64)y & ~greater));
 #endif
 }
+/* sums of all lanes, by halves, as log2(lanes) shuffles: an array of lanes would go through memory */
+#if VBYTES == 64
+INLINE float sum_f32(v_f32 x) {
+  x += __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+  x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+  return x[0] + x[1];
+}
+INLINE double sum_f64(v_f64 x) {
+  x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+  x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+  return x[0] + x[1];
+}
+#elif VBYTES == 32
+INLINE float sum_f32(v_f32 x) {
+  x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+  x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+  return x[0] + x[1];
+}
+INLINE double sum_f64(v_f64 x) {
+  x += __builtin_shufflevector(x, x, 2, 3, 0, 1);
+  return x[0] + x[1];
+}
+#else
+INLINE float sum_f32(v_f32 x) {
+  x += __builtin_shufflevector(x, x, 2, 3, 0, 1);
+  return x[0] + x[1];
+}
+INLINE double sum_f64(v_f64 x) { return x[0] + x[1]; }
+#endif
 /* exp of x <= 88.7 within 2 ulp, 0 below -87; NaN stays.  The polynomial is haian_expf's (simd.h) with one scaling:
  * a probability below 2^-125 counts for nothing. */
 INLINE v_f32 exp_f32(v_f32 x) {

@@ -1,0 +1,218 @@
+"""PyTorch as a peer, on the host or on the same accelerator: eager mode, inference mode, out= where the operator has it."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from .peers import Peer, Refusal, Work
+from .timer import Call
+
+__all__ = ["Torch"]
+
+_SAME = ("neg", "abs", "sign", "maximum", "minimum", "exp", "log", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "tanh", "sigmoid", "erf",
+         "mul", "div", "pow", "lerp", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "bitwise_and",
+         "bitwise_or", "bitwise_xor", "bitwise_not", "matmul", "mm", "bmm")  # torch.NAME(*inputs, out=)
+_REDUCTION = {"none": 0, "mean": 1, "sum": 2}
+_Build = Callable[[tuple, tuple, dict[str, Any]], "Call | list[Call]"]
+
+
+def _alpha(name: str, a: dict[str, Any]) -> dict[str, Any]:
+    return {} if a["alpha"] == 1 else {"alpha": a["alpha"]}
+
+
+def _table(torch: Any) -> dict[str, _Build]:
+    """name -> build(inputs, outs, attrs); the results stand in outs unless the Call allocates."""
+    aten, nn = torch.ops.aten, torch._C._nn
+
+    def rms(i: tuple, o: tuple, a: dict[str, Any]) -> list[Call]:
+        x, w = i
+        shape = tuple(x.shape[-1:] if w is None else w.shape)
+        n, y = x.shape[-1], o[0]
+
+        def composed() -> None:  # torch.rms_norm makes several passes and arrays on the host
+            scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(n).add_(a["eps"]).rsqrt_()
+            torch.mul(x, scale, out=y)
+            if w is not None:
+                y.mul_(w)
+
+        fused = Call(torch.rms_norm, (x, shape, w, a["eps"]), allocates=True)
+        return [fused, Call(composed, result=lambda _: y)] if len(shape) == 1 and x.dtype == torch.float32 else [fused]
+
+    def linear(i: tuple, o: tuple, a: dict[str, Any]) -> Call:
+        x, w, b = i
+        x2, y2 = x.reshape(-1, x.shape[-1]), o[0].view(-1, w.shape[0])
+        if b is None:
+            return Call(torch.mm, (x2, w.t()), {"out": y2}, result=lambda _: o[0])
+        return Call(torch.addmm, (b, x2, w.t()), {"out": y2}, result=lambda _: o[0])
+
+    def reduce(fn: Any, whole: Any) -> _Build:
+        def build(i: tuple, o: tuple, a: dict[str, Any]) -> Call:
+            dim = a["dim"]
+            if dim is None or dim == ():
+                return Call(fn, (i[0], whole), {"keepdim": a["keepdim"], "out": o[0]})
+            return Call(fn, (i[0], dim), {"keepdim": a["keepdim"], "out": o[0]})
+
+        return build
+
+    def logical(fn: Any) -> _Build:
+        def build(i: tuple, o: tuple, a: dict[str, Any]) -> Call:
+            if a["dim"] is None:
+                return Call(fn, (i[0],), {"out": o[0]})
+            return Call(fn, (i[0], a["dim"], a["keepdim"]), {"out": o[0]})
+
+        return build
+
+    def backward(overload: str, *attrs: str) -> _Build:
+        name, _, kind = overload.partition(".")
+        fn = getattr(getattr(aten, name), kind)
+
+        def build(i: tuple, o: tuple, a: dict[str, Any]) -> Call:
+            return Call(fn, (*i, *(a[k] for k in attrs)), {"grad_input": o[0]})
+
+        return build
+
+    def softmax_backward(overload: Any, out: str) -> _Build:
+        return lambda i, o, a: Call(overload, (*i, a["dim"], i[1].dtype), {out: o[0]})
+
+    def new(fn: Any, args: Callable[[tuple, dict[str, Any]], tuple], **kwargs: str) -> _Build:
+        """An operator that makes its own result; kwargs: torch's name -> the attribute's."""
+        return lambda i, o, a: Call(fn, args(i, a), {k: a[v] for k, v in kwargs.items()}, allocates=True)
+
+    def nll(i: tuple, o: tuple, a: dict[str, Any]) -> Call:
+        return Call(nn.nll_loss, (*i, _REDUCTION[a["reduction"]], a["ignore_index"]), {"out": o[0]})
+
+    def nll_forward(i: tuple, o: tuple, a: dict[str, Any]) -> Call:
+        return Call(aten.nll_loss_forward.output, (*i, _REDUCTION[a["reduction"]], a["ignore_index"]), {"output": o[0], "total_weight": o[1]})
+
+    def nll_backward(i: tuple, o: tuple, a: dict[str, Any]) -> Call:
+        dy, x, target, weight, total = i
+        return Call(aten.nll_loss_backward.grad_input, (dy, x, target, weight, _REDUCTION[a["reduction"]], a["ignore_index"], total),
+                    {"grad_input": o[0]})
+
+    flash, flash_backward = aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention_for_cpu_backward
+    table: dict[str, _Build] = {
+        "add": lambda i, o, a: Call(torch.add, i, {**_alpha("add", a), "out": o[0]}),
+        "sub": lambda i, o, a: Call(torch.sub, i, {**_alpha("sub", a), "out": o[0]}),
+        "clamp": lambda i, o, a: Call(torch.clamp, (i[0], a["min"], a["max"]), {"out": o[0]}),
+        "relu": lambda i, o, a: Call(torch.clamp_min, (i[0], 0), {"out": o[0]}),
+        "gelu": lambda i, o, a: Call(nn.gelu, i, {"approximate": a["approximate"], "out": o[0]}),
+        "silu": lambda i, o, a: Call(nn.silu, i, {"out": o[0]}),
+        "where": lambda i, o, a: Call(torch.where, i, {"out": o[0]}),
+        "masked_fill": lambda i, o, a: Call(torch.where, (i[1], torch.tensor(a["value"], dtype=i[0].dtype, device=i[0].device), i[0]), {"out": o[0]}),
+        "addcmul": lambda i, o, a: Call(torch.addcmul, i, {"value": a["value"], "out": o[0]}),
+        "addcdiv": lambda i, o, a: Call(torch.addcdiv, i, {"value": a["value"], "out": o[0]}),
+        "cast": lambda i, o, a: Call(o[0].copy_, i),
+        "copy": lambda i, o, a: Call(o[0].copy_, i),
+        "gelu_backward": lambda i, o, a: Call(aten.gelu_backward.grad_input, i, {"approximate": a["approximate"], "grad_input": o[0]}),
+        "silu_backward": backward("silu_backward.grad_input"), "tanh_backward": backward("tanh_backward.grad_input"),
+        "sigmoid_backward": backward("sigmoid_backward.grad_input"),
+        "threshold_backward": backward("threshold_backward.grad_input", "threshold"),
+        "native_dropout_backward": new(aten.native_dropout_backward.default, lambda i, a: (*i, a["scale"])),
+        "softmax": lambda i, o, a: Call(torch.softmax, (i[0], a["dim"]), {"out": o[0]}),
+        "log_softmax": lambda i, o, a: Call(torch.log_softmax, (i[0], a["dim"]), {"out": o[0]}),
+        "softmax_backward": softmax_backward(aten._softmax_backward_data.out, "grad_input"),
+        "log_softmax_backward": softmax_backward(aten._log_softmax_backward_data.out, "out"),
+        "sum": reduce(torch.sum, None), "mean": reduce(torch.mean, None), "amax": reduce(torch.amax, ()), "amin": reduce(torch.amin, ()),
+        "argmax": lambda i, o, a: Call(torch.argmax, (i[0], a["dim"], a["keepdim"]), {"out": o[0]}),
+        "argmin": lambda i, o, a: Call(torch.argmin, (i[0], a["dim"], a["keepdim"]), {"out": o[0]}),
+        "var": lambda i, o, a: Call(torch.var, (i[0], a["dim"]), {"correction": a["correction"], "keepdim": a["keepdim"], "out": o[0]}),
+        "any": logical(torch.any), "all": logical(torch.all),
+        "embedding": lambda i, o, a: Call(torch.index_select, (i[0], 0, i[1].reshape(-1)), {"out": o[0].view(-1, i[0].shape[1])}, result=lambda _: o[0]),
+        "embedding_dense_backward": new(aten.embedding_dense_backward.default, lambda i, a: (*i, a["num_weights"], a["padding_idx"], False)),
+        "gather": lambda i, o, a: Call(torch.gather, (i[0], a["dim"], i[1]), {"out": o[0]}),
+        "scatter_add": lambda i, o, a: Call(torch.scatter_add, (i[0], a["dim"], i[1], i[2]), {"out": o[0]}),
+        "index_select": lambda i, o, a: Call(torch.index_select, (i[0], a["dim"], i[1]), {"out": o[0]}),
+        "index_add": lambda i, o, a: Call(torch.index_add, (i[0], a["dim"], i[1], i[2]), {**_alpha("index_add", a), "out": o[0]}),
+        "addmm": lambda i, o, a: Call(torch.addmm, i, {"beta": a["beta"], "alpha": a["alpha"], "out": o[0]}),
+        "baddbmm": lambda i, o, a: Call(torch.baddbmm, i, {"beta": a["beta"], "alpha": a["alpha"], "out": o[0]}),
+        "linear": linear,
+        "cat": lambda i, o, a: Call(torch.cat, (i[0], a["dim"]), {"out": o[0]}),
+        "tril": lambda i, o, a: Call(torch.tril, (i[0], a["diagonal"]), {"out": o[0]}),
+        "triu": lambda i, o, a: Call(torch.triu, (i[0], a["diagonal"]), {"out": o[0]}),
+        "arange": lambda i, o, a: Call(torch.arange, (a["start"], a["end"], a["step"]), {"out": o[0]}),
+        "full": lambda i, o, a: Call(o[0].fill_, (a["value"],)),
+        "layer_norm": new(torch.layer_norm, lambda i, a: (i[0], a["normalized_shape"], i[1], i[2], a["eps"])),
+        "native_layer_norm": new(torch.native_layer_norm, lambda i, a: (i[0], a["normalized_shape"], i[1], i[2], a["eps"])),
+        "native_layer_norm_backward": new(  # on the host it wants the statistics in x's dtype
+            aten.native_layer_norm_backward.default,
+            lambda i, a: (i[0], i[1], a["normalized_shape"], *(t.to(i[1].dtype) for t in i[2:4]), *i[4:], [True, True, True])),
+        "rms_norm": rms,
+        "fused_rms_norm": new(aten._fused_rms_norm.default, lambda i, a: (i[0], a["normalized_shape"], i[1], a["eps"])),
+        "fused_rms_norm_backward": new(aten._fused_rms_norm_backward.default,
+                                       lambda i, a: (i[0], i[1], a["normalized_shape"], *i[2:], [True, True])),
+        "rand": lambda i, o, a: Call(torch.rand, (a["shape"],), {"out": o[0]}),
+        "dropout": new(torch.dropout, lambda i, a: (i[0], a["p"], True)),
+        "native_dropout": new(torch.native_dropout, lambda i, a: (i[0], a["p"], True)),
+        "nll_loss": nll, "nll_loss_forward": nll_forward, "nll_loss_backward": nll_backward,
+        "cross_entropy": new(torch.nn.functional.cross_entropy, lambda i, a: i[:2], weight="weight", reduction="reduction",
+                             ignore_index="ignore_index", label_smoothing="label_smoothing"),
+        "scaled_dot_product_attention": new(torch.nn.functional.scaled_dot_product_attention,
+                                            lambda i, a: (*i, a["dropout_p"], a["is_causal"]), scale="scale", enable_gqa="enable_gqa"),
+        "scaled_dot_product_flash_attention": new(flash.default, lambda i, a: (*i[:3], 0.0, a["is_causal"]), attn_mask="attn_mask", scale="scale"),
+        "scaled_dot_product_flash_attention_backward": new(flash_backward.default, lambda i, a: (*i[:6], 0.0, a["is_causal"]),
+                                                           attn_mask="attn_mask", scale="scale")}
+    for name in _SAME:
+        fn = getattr(torch, name)
+        table[name] = lambda i, o, a, fn=fn: Call(fn, i, {"out": o[0]})
+    return table
+
+
+class Torch(Peer):
+    name = "torch"
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._torch = torch
+        self.version = torch.__version__
+        family, _, index = device.partition(":")
+        self._place = "cpu"
+        if family != "cpu":
+            if family != "cuda" or not torch.cuda.is_available():
+                raise Refusal(f"has no {device} here")
+            self._place = f"cuda:{index}"
+        self._table = _table(torch)
+
+    def set_threads(self, n: int) -> None:
+        self._torch.set_num_threads(n)
+
+    def session(self) -> AbstractContextManager[Any]:
+        return self._torch.inference_mode()
+
+    def tensor(self, array: np.ndarray) -> Any:
+        """The array's memory as a tensor; a copy on an accelerator."""
+        kind = {"bfloat16": (np.uint16, self._torch.bfloat16), "float8_e4m3fn": (np.uint8, self._torch.float8_e4m3fn),
+                "float8_e5m2": (np.uint8, self._torch.float8_e5m2)}.get(array.dtype.name)
+        t = self._torch.from_numpy(array.view(kind[0])).view(kind[1]) if kind else self._torch.from_numpy(array)
+        return t if self._place == "cpu" else t.to(self._place)
+
+    def _array(self, t: Any) -> np.ndarray:
+        t = t.detach().cpu()
+        return t.float().numpy() if t.dtype in (self._torch.bfloat16, self._torch.float8_e4m3fn, self._torch.float8_e5m2) else t.numpy()
+
+    def calls(self, work: Work) -> list[Call]:
+        case = work.case
+        build = self._table.get(case.record.name)
+        if build is None:
+            raise Refusal("no such operator")
+        inputs = tuple(None if a is None else [self.tensor(x) for x in a] if isinstance(a, tuple) else self.tensor(a) for a in work.arrays)
+        outs = tuple(self.tensor(a) for a in work.outs())
+        attrs = {**case.attrs, "weight": None, "attn_mask": None}  # tensors that torch takes by keyword
+        for p, t in zip(case.record.tensors, inputs):
+            attrs[p.name] = t
+        built = build(inputs, outs, attrs)
+        return [self._finish(c, outs) for c in (built if isinstance(built, list) else [built])]
+
+    def _finish(self, call: Call, outs: tuple) -> Call:
+        """Results as arrays; waits for the device."""
+        torch, mine = self._torch, call.result
+
+        def result(returned: Any) -> Any:
+            value = returned if call.allocates else mine(returned) if mine else outs if len(outs) > 1 else outs[0]
+            return tuple(self._array(t) for t in value[:len(outs)]) if isinstance(value, (tuple, list)) else self._array(value)
+
+        sync = None if self._place == "cpu" else torch.cuda.synchronize
+        return Call(call.fn, call.args, call.kwargs, result, call.allocates, sync, call.spelling)

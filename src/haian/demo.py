@@ -1,0 +1,74 @@
+"""`make demo`: conformance on every device found, a short benchmark on those that may be timed, one page.
+
+    python -m haian.demo [--report report] [--level core]
+
+Writes REPORT/index.html with one folder per device beside it, prints where, the counts and the time.  Opens nothing.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .hal.registry import devices
+
+
+def _chosen() -> list[str]:
+    """One device of each adapter: a second one of the same kind runs the same code."""
+    first: dict[str, str] = {}
+    for d in devices():
+        first.setdefault(d.name.partition(":")[0], d.name)
+    return list(first.values())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs everything; 0 when every device conforms, 1 otherwise."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--report", type=Path, default=Path("report"))
+    parser.add_argument("--level", default="core", help="conformance level (default core)")
+    given = parser.parse_args(argv)
+    from .bench import run as bench_run
+    from .conformance import run as conformance_run
+    from .reporting.page import Cell, Facts, Note, Section, Table, render
+
+    started = time.monotonic()
+    given.report.mkdir(parents=True, exist_ok=True)
+    summaries: list[Any] = []
+    rows: list[list[object]] = []
+    for name in _chosen():
+        folder = name.replace(":", "_")
+        print(f"conformance on {name} ...", flush=True)
+        summary = conformance_run(name, level=given.level, report=str(given.report / folder))
+        summaries.append(summary)
+        print(f"  {summary}", flush=True)
+        count = summary.counts
+        rows.append([name, count.get("pass", 0), sum(count.get(k, 0) for k in ("fail", "crash", "timeout", "xpass")), count.get("not-offered", 0),
+                     summary.level or "none", f"{summary.seconds:.0f} s", Cell("conforms", "good") if summary.ok else Cell("does not conform", "bad"),
+                     f"{folder}/index.html"])
+    benches: list[list[object]] = []
+    for name in _chosen():
+        if name.startswith("sim:"):
+            benches.append([name, "never benchmarked: it is a simulator", ""])
+            continue
+        print(f"benchmark on {name} ...", flush=True)
+        folder = f"bench_{name.replace(':', '_')}"
+        result = bench_run(name, suite="quick", report=str(given.report / folder))
+        print(result, flush=True)
+        benches.append([name, "quick suite", f"{folder}/index.html"])
+    seconds = time.monotonic() - started
+    page = render("haian", [
+        Section("Summary", [Facts([("haian", __version__), ("devices", ", ".join(str(r[0]) for r in rows)), ("time", f"{seconds:.0f} s")]),
+                            Note("sim passes mean the semantics of Triton IR, not a chip's binary.", "warn")]),
+        Section("Conformance", [Table(["device", "pass", "fail", "not offered", "level", "time", "verdict", "report"], rows, numbers=(1, 2, 3))]),
+        Section("Benchmark", [Table(["device", "suite", "report"], benches)])])
+    index = given.report / "index.html"
+    index.write_text(page)
+    print(f"{index}: {sum(s.counts.get('pass', 0) for s in summaries)} cases passed on {len(summaries)} devices, {seconds:.0f} s")
+    return 0 if all(s.ok for s in summaries) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

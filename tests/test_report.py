@@ -1,0 +1,170 @@
+"""conformance/report.py and reporting/: what a report holds, and that it cannot be talked up."""
+from __future__ import annotations
+
+import json
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from haian.conformance import report, witness
+from haian.conformance.cases import cases, counts
+from haian.conformance.runner import run
+from haian.hal.errors import ArgumentError
+from haian.reporting import svg
+from haian.reporting.page import Cell, Facts, Figure, Note, Section, Table, Text, render
+
+
+def with_a_failure():
+    target = witness.numpy_target()
+    right = target.table["softmax"]
+
+    def wrong(tensors, attrs):
+        y = right(tensors, attrs)
+        return (np.asarray(y[0] * y[0].dtype.type(1.5)),) if tensors[0].shape == (7, 13) else y
+
+    target.table["softmax"] = wrong
+    return target
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report")
+    run(ops="softmax", make=with_a_failure, arguments=(), quiet=True, report=path)
+    return path
+
+
+class Tags(HTMLParser):
+    """Counts tags and checks that they close."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text = [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "input", "br", "circle", "line", "rect", "polyline"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("circle", "line", "rect", "polyline"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_is_self_contained_and_in_two_languages(folder):
+    html = (folder / "index.html").read_text(encoding="utf-8")
+    tags = Tags()
+    tags.feed(html)
+    assert not tags.open
+    assert not re.search(r"(src|href)\s*=|@import|url\(", html)
+    text = " ".join(tags.text)
+    assert "softmax/f32/prime" in text and "No level granted" in text and "未达到任何级别" in text and "失败" in text
+    assert html.index("The vendor changed the suite") < html.index("Failures (") < html.index(">Operators<")
+
+
+def test_junit_counts_what_the_lines_say(folder):
+    header, lines, footer = report.read(folder)
+    suite = ElementTree.parse(folder / "report.xml").getroot()[0]
+    failed = [x for x in lines if x["result"] == "fail"]
+    assert failed and int(suite.get("failures")) == len(failed) == len(suite.findall("testcase/failure"))
+    assert int(suite.get("tests")) == len(lines) == len(suite.findall("testcase")) == footer["counts"]["pass"] + len(failed)
+    assert header["seed"] == 0 and header["suite_version"] and header["device"] == "cpu:0"
+
+
+def test_control_characters_do_not_break_the_xml(folder, tmp_path):
+    header, lines, _ = report.read(folder)
+    report.write(tmp_path, header, [{**lines[0], "result": "fail", "message": "a\x00b\x1b[31m < & \" ]]>"}], 0.1)
+    assert ElementTree.parse(tmp_path / "report.xml").getroot()[0].find("testcase/failure") is not None
+    assert "\x1b[31m &lt;" in (tmp_path / "index.html").read_text(encoding="utf-8")
+
+
+# ---- verify --------------------------------------------------------------------------------------------------------------------
+def forged(tmp_path, header, lines, footer):
+    path = tmp_path / "report.jsonl"
+    path.write_text("\n".join(map(json.dumps, (header, *lines, *([footer] if footer else [])))))
+    return path
+
+
+def passing(header, level):
+    order = [c for c in cases(level)]
+    lines = [{"id": c.id, "op": c.op, "dtype": c.dtype, "kind": c.kind, "level": c.level, "preferred": c.preferred, "result": "pass",
+              "message": "", "worst": 0.0, "metric": "", "ns": 1, "fallbacks": 0} for c in order]
+    return lines, {"kind": "footer", "level_granted": level, "counts": {"pass": len(lines)}}
+
+
+def test_verify_recomputes_the_level(folder, tmp_path):
+    header, _, _ = report.read(folder)
+    assert report.verify(folder)[1] and "level none" in report.verify(folder)[0]
+    lines, footer = passing(header, "inference")
+    assert report.verify(forged(tmp_path, header, lines, footer)) == (report.verify(tmp_path / "report.jsonl")[0], True)
+    assert "level inference" in report.verify(tmp_path / "report.jsonl")[0]
+    # claims more than its lines give
+    assert not report.verify(forged(tmp_path, header, lines, {**footer, "level_granted": "full"}))[1]
+    # one case missing, one failed, one twice, no footer, another suite
+    cut = [x for x in lines if x["id"] != "softmax/f32/prime"]
+    for wrong_lines, wrong_footer in ((cut, {**footer, "counts": {"pass": len(cut)}}), ([{**lines[0], "result": "fail"}, *lines[1:]], footer),
+                                      ([*lines, lines[0]], {**footer, "counts": {"pass": len(lines) + 1}}), (lines, None)):
+        text, holds = report.verify(forged(tmp_path, header, wrong_lines, wrong_footer))
+        assert not holds and "does not hold" in text
+    assert not report.verify(forged(tmp_path, {**header, "cases": "0" * 16}, lines, footer))[1]
+    assert sum(counts().values()) > len(lines)
+
+
+def test_files_that_are_no_report(tmp_path):
+    for text in ("", "nonsense", json.dumps({"id": "softmax/f32/prime"})):
+        (tmp_path / "report.jsonl").write_text(text)
+        with pytest.raises(ArgumentError):
+            report.verify(tmp_path)
+    with pytest.raises(ArgumentError):
+        report.read(tmp_path / "nowhere")
+
+
+# ---- diff ----------------------------------------------------------------------------------------------------------------------
+def test_diff_says_what_got_worse(folder, tmp_path):
+    header, lines, footer = report.read(folder)
+    assert report.diff(folder, folder)[1] is False
+    good = [{**x, "result": "pass"} for x in lines]
+    path = forged(tmp_path, header, good, footer)
+    text, worse = report.diff(path, folder)
+    assert worse and "worse   softmax/f32/prime: pass -> fail" in text
+    text, worse = report.diff(folder, path)
+    assert not worse and "better  softmax/f32/prime: fail -> pass" in text
+    rule = {"kind": "tolerance", "cases": "softmax/*", "what": "x; budgets times 9"}
+    assert report.diff(path, forged_in(tmp_path / "b", {**header, "allowances": [rule]}, good, footer))[1]
+    assert "1 gone" in report.diff(path, forged_in(tmp_path / "c", header, good[1:], footer))[0]
+
+
+def forged_in(folder, *rows):
+    folder.mkdir()
+    return forged(folder, *rows)
+
+
+# ---- reporting ------------------------------------------------------------------------------------------------------------------
+def test_page_escapes_and_closes():
+    blocks = [Note(Text("<b>one</b>", "一"), "warn"), Facts([("k", "<v>")]), Figure(svg.bars([("a<b", 2.0)]), "cap"),
+              Table(["name", Text("value", "值")], [["<x>", Cell(1.5, "bad", 1.5)], ["y", 2]], (1,), True)]
+    html = render(Text("Title & more", "标题"), [Section("one", blocks), Section(Text("two", "二"), [Note("plain")], folded=True)])
+    tags = Tags()
+    tags.feed(html)
+    assert not tags.open
+    assert "&lt;b&gt;one" in html and "&lt;x&gt;" in html and 'data-order="1.5"' in html and "<svg" in html and "<details>" in html
+
+
+@pytest.mark.parametrize("text", [svg.bars([("slow & low", 0.5), ("fast", 4.0), ("none", math.nan), ("zero", 0.0)]), svg.bars([]),
+                                  svg.roofline([("add", 0.08, 3.0), ("mm <1024>", 170.0, 150.0), ("bad", 0.0, 1.0)], 20.0, 200.0),
+                                  svg.history([("add", [1.0, math.nan, 2.0]), ("mm", [])], ["a", "b", "c"])])
+def test_plots_are_xml(text):
+    root = ElementTree.fromstring(text)
+    assert root.tag.endswith("svg") and "nan" not in text.lower().replace("none", "")
+
+
+def test_bars_lie_on_the_side_of_the_baseline():
+    root = ElementTree.fromstring(svg.bars([("slow", 0.5), ("fast", 2.0)]))
+    slow, fast = root.findall("{http://www.w3.org/2000/svg}rect")
+    middle = float(fast.get("x"))
+    assert float(slow.get("x")) + float(slow.get("width")) == pytest.approx(middle, abs=0.2)
+    assert float(slow.get("width")) == pytest.approx(float(fast.get("width")), abs=0.2)
