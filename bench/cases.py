@@ -128,7 +128,8 @@ def cases(suite: str = "quick", ops: str = "") -> list[Case]:
 def empty_host(shape: Sequence[int], kind: Any) -> np.ndarray:
     """Host memory for one array, from haian's allocator whoever uses it: equal alignment and page size for all."""
     from ..hal.tensor import empty
-    return empty(tuple(shape), np.dtype(kind)).numpy()
+    memory: Any = empty(tuple(shape), np.dtype(kind))
+    return memory.numpy()
 
 
 def _fill(i: In, case: DType, rng: np.random.Generator) -> np.ndarray:

@@ -37,7 +37,9 @@ def facts(device: Any, peers: dict[str, str]) -> dict[str, Any]:
     Args:
         device: a haian Device.  peers: versions by name.
     """
-    from .. import __version__, _native
+    import haian
+
+    from .. import _native
     from .peers import host_threads
 
     thp = _read("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -46,4 +48,4 @@ def facts(device: Any, peers: dict[str, str]) -> dict[str, Any]:
             "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not exposed",
             "huge_pages": thp[thp.find("[") + 1:thp.find("]")] if "[" in thp else "not exposed",
             "load_before": round(load(), 2), "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-            "python": platform.python_version(), "haian": __version__, "peers": peers}
+            "python": platform.python_version(), "haian": haian.__version__, "peers": peers}

@@ -24,7 +24,7 @@ _UFUNCS: dict[str, Callable[..., Any]] = {
     "gt": np.greater, "ge": np.greater_equal, "logical_and": np.logical_and, "logical_or": np.logical_or,
     "logical_not": np.logical_not, "bitwise_and": np.bitwise_and, "bitwise_or": np.bitwise_or, "bitwise_xor": np.bitwise_xor,
     "bitwise_not": np.bitwise_not, "add": np.add, "matmul": np.matmul, "mm": np.matmul, "bmm": np.matmul}
-_REDUCTIONS = {"sum": np.sum, "mean": np.mean, "amax": np.amax, "amin": np.amin, "any": np.any, "all": np.all}
+_REDUCTIONS: dict[str, Any] = {"sum": np.sum, "mean": np.mean, "amax": np.amax, "amin": np.amin, "any": np.any, "all": np.all}
 _BLAS = ("matmul", "mm", "bmm", "addmm", "baddbmm", "linear")
 
 

@@ -163,7 +163,7 @@ class OnnxRuntime(Peer):
         values = [[helper.make_tensor_value_info(n, _onnx_type(a.dtype), a.shape) for n, a in group.items()] for group in (given, outs)]
         nodes = [helper.make_node(kind, i, o, domain=domain, **attrs) for kind, i, o, domain, attrs in graph.nodes]
         model = helper.make_model(
-            helper.make_graph(nodes, "row", *values, [numpy_helper.from_array(v, n) for n, v in graph.constants.items()]),
+            helper.make_graph(nodes, "row", values[0], values[1], [numpy_helper.from_array(v, n) for n, v in graph.constants.items()]),
             opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(_MICROSOFT, 1)], ir_version=IR_VERSION)
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1

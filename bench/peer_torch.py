@@ -74,6 +74,9 @@ def _table(torch: Any) -> dict[str, _Build]:
 
         return build
 
+    def plain(fn: Any) -> _Build:
+        return lambda i, o, a: Call(fn, i, {"out": o[0]})
+
     def softmax_backward(overload: Any, out: str) -> _Build:
         return lambda i, o, a: Call(overload, (*i, a["dim"], i[1].dtype), {out: o[0]})
 
@@ -154,10 +157,7 @@ def _table(torch: Any) -> dict[str, _Build]:
         "scaled_dot_product_flash_attention": new(flash.default, lambda i, a: (*i[:3], 0.0, a["is_causal"]), attn_mask="attn_mask", scale="scale"),
         "scaled_dot_product_flash_attention_backward": new(flash_backward.default, lambda i, a: (*i[:6], 0.0, a["is_causal"]),
                                                            attn_mask="attn_mask", scale="scale")}
-    for name in _SAME:
-        fn = getattr(torch, name)
-        table[name] = lambda i, o, a, fn=fn: Call(fn, i, {"out": o[0]})
-    return table
+    return {**table, **{name: plain(getattr(torch, name)) for name in _SAME}}
 
 
 class Torch(Peer):

@@ -53,7 +53,7 @@ def text(summary: Summary) -> str:
     out += [f"peer {name}: skipped, {why}" for name, why in summary.absent.items()]
     if summary.facts.get("load_before", 0) > LOADED:
         out.append(f"the machine was busy: load average {summary.facts['load_before']} before the run, {summary.facts.get('load_after')} after")
-    out.append("* makes its result anew; compared with haian doing the same.   ! computes something else; not compared.")
+    out.append("* makes its result anew; compared with haian doing the same.   ! its result differs from haian's beyond the tolerance of the check; not compared.")
     if summary.page:
         out.append(f"report: {summary.page}")
     return "\n".join(out)
@@ -202,12 +202,13 @@ def _texts() -> list[Any]:
     return [Text("All contestants run in one process on the same input arrays, in turn (A B C A B C ...), with the same number of threads; "
                  "the time is the minimum over rounds, the spread the interquartile range over the median.",
                  "所有参赛者在同一进程、同一输入上轮流运行（A B C A B C……），线程数相同；时间取各轮最小值，离散度为四分位距除以中位数。"),
-            Text("Results go to memory given by out= on both sides. A peer marked * has no out=; it is compared with haian making its result too.",
-                 "双方都写入 out= 给定的内存；带 * 的同类库没有 out=，与同样新建结果的 haian 比较。"),
+            Text("Results go to memory given by out= on both sides. A peer marked * has no out=; it is compared with haian making its result too. "
+                 "Results are checked against each other on evenly spread elements; a peer marked ! differs beyond the tolerance and is not compared.",
+                 "双方都写入 out= 给定的内存；带 * 的同类库没有 out=，与同样新建结果的 haian 比较。标 ! 的结果与 haian 之差超出核对容差，不作比较。"),
             Text("Percent of the roofline: the longer of bytes over measured bandwidth (for that working set and share of writes) and arithmetic over "
-                 "measured rate, divided by the time. The rate of products is that of the fastest 1024-cubed product of this run, not a datasheet's. "
+                 "measured rate, divided by the time. The rate of products is that of the fastest product of this run, whoever computed it, not a datasheet's. "
                  "Inputs larger than a million elements repeat a drawn block.",
-                 "屋顶线百分比：按实测带宽搬运字节与按实测速率完成运算两者中较长的时间，除以用时。乘法速率取本次运行中最快的 1024 立方矩阵乘，而非标称值。超过一百万元素的输入由随机块重复而成。")]
+                 "屋顶线百分比：按实测带宽搬运字节与按实测速率完成运算两者中较长的时间，除以用时。乘法速率取本次运行中最快的矩阵乘（不论由谁算出），而非标称值。超过一百万元素的输入由随机块重复而成。")]
 
 
 class _Method:

@@ -44,9 +44,9 @@ class Ceilings:
             a, b = dict(self.gbps.get(kind, ())), dict(other.gbps.get(kind, ()))
             merged.gbps[kind] = [(size, max(a.get(size, 0.0), b.get(size, 0.0))) for size in sorted({**a, **b})]
         for name in {**self.gflops, **other.gflops}:
-            a, b = self.gflops.get(name, 0.0), other.gflops.get(name, 0.0)
-            merged.gflops[name] = max(a, b)
-            if b > a and name in other.who:
+            mine, theirs = self.gflops.get(name, 0.0), other.gflops.get(name, 0.0)
+            merged.gflops[name] = max(mine, theirs)
+            if theirs > mine and name in other.who:
                 merged.who[name] = other.who[name]
         return merged
 

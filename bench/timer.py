@@ -44,7 +44,7 @@ class Call:
         return self.fn(*self.args, **self.kwargs)
 
 
-def loop(call: Call | None) -> Callable[[int], int]:
+def loop(call: Call | None) -> Callable[[int], float]:
     """``loop(call)(n)``: nanoseconds that n calls take, garbage collection off, loop included; None: the empty loop."""
     if call is None:
         return timeit.Timer(timer=time.perf_counter_ns).timeit
@@ -57,7 +57,7 @@ def loop(call: Call | None) -> Callable[[int], int]:
         return timer.timeit
     sync = call.sync
 
-    def timed(n: int) -> int:
+    def timed(n: int) -> float:
         sync()
         start = time.perf_counter_ns()
         timer.timeit(n)
@@ -98,7 +98,7 @@ class Timing:
         return (high - low) / self.median if self.median else 0.0
 
 
-def estimate(timed: Callable[[int], int], enough_ns: int = SAMPLE_NS // 10) -> float:
+def estimate(timed: Callable[[int], float], enough_ns: int = SAMPLE_NS // 10) -> float:
     """Roughly what one call takes in ns; warms it up meanwhile: code, caches, pages, thread pools."""
     n, elapsed = 1, timed(1)
     if elapsed < 50_000_000:  # the first call may have compiled or faulted pages in

@@ -186,12 +186,21 @@ class FunctionTarget(Target):
 
 
 # ---- a device -------------------------------------------------------------------------------------------------------------
+class _OpsOn:
+    """``o`` of a gradient on a device: operators without tensors (full) make theirs there."""
+
+    def __init__(self, ops: Any, device: Any) -> None:
+        self._ops, self._device = ops, device
+
+    def __getattr__(self, name: str) -> Callable:
+        fn = getattr(self._ops, name)
+        return fn if OPS[name].tensors or self._device.is_host else functools.partial(fn, device=self._device)
+
+
 class DeviceTarget(Target):
     """A device of haian through ``haian.ops``: what a user gets."""
 
     def __init__(self, device: str) -> None:
-        from haian.kernels import dispatch
-
         import haian
 
         from ..kernels import dispatch

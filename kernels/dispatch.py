@@ -54,7 +54,8 @@ class Candidate:
         name: ``what__how``, as it stands in reports.
         device: adapter name (``ascend``), ``triton`` for every device with a Triton target, or ``cpu``.
         dtypes: accepted dtypes of the tensors that carry data, None for all the operator accepts.
-        when: ``when(specs, attrs, capabilities) -> str``: why it does not take a signature, "" when it does.
+        when: ``when(specs, attrs, capabilities) -> str``: why it does not take a signature, "" when it does.  Its attribute
+            ``by_signature`` (True): it looks at dtypes and choices only, and is asked once a signature.
         run: ``run(*tensors, **attrs, out)``; None for host kernels, which the native side calls by address.
         address, pointwise: the host kernel and its tiles.
     """
@@ -227,7 +228,8 @@ class Resolver:
         candidate, looked = choose(record, device, inputs, attrs)
         chosen[record.name, candidate.name] += 1
         rule = _RULES[record.rule]
-        if any(c.when is not None for c, _ in looked):  # sizes and values are not part of a signature: ask at every call
+        # sizes and values are not part of a signature: ask at every call, unless ``when`` says it looks at dtypes alone
+        if any(c.when is not None and not getattr(c.when, "by_signature", False) for c, _ in looked):
             return 0, 0, codes, _RULES[""], self._choose_again
         if device.is_host:
             return candidate.address, candidate.pointwise, codes, rule, candidate.call

@@ -3,13 +3,14 @@
     python tests/matrix.py [--sample] [--families reduce,norm] [--targets cuda:80,hip:gfx942] [--timeout 120]
     python tests/matrix.py --triton PYTHON     one kernel a family on another Triton (its interpreter's Python), same checks
 
-Each family file's ``matrix()`` yields (name, kernel, signature, constants, num_warps).  Looked at: shared memory against the
+Each family file's ``matrix()`` yields (name, kernel, signature, constants, num_warps[, num_stages]).  Looked at: shared memory against the
 target's limit, registers and spills (cuobjdump that Triton brings; the AMD metadata), the width of loads.  Not a pytest file: minutes.
 """
 from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import os
 import re
@@ -42,8 +43,11 @@ def families() -> list[str]:
     return found
 
 
-def entries(family: str) -> Iterator[tuple[str, Any, tuple, dict[str, Any], int]]:
-    yield from importlib.import_module(f"haian.kernels.triton.{family}").matrix()
+def entries(family: str, target: str) -> Iterator[tuple]:
+    """(name, kernel, signature, constants, num_warps[, num_stages]); a family whose blocks depend on shared memory is told of it."""
+    matrix = importlib.import_module(f"haian.kernels.triton.{family}").matrix
+    told = "shared_bytes" in inspect.signature(matrix).parameters
+    yield from matrix(shared_bytes=TARGETS[target][2]) if told else matrix()
 
 
 # ---- one process: compile one family for one target --------------------------------------------------------------------
@@ -79,13 +83,13 @@ def child(family: str, target: str, number: int) -> None:
     site.addsitedir(os.environ["HAIAN_MATRIX_SITE"])
     from haian.kernels.triton.launch import build
     where, _, _ = TARGETS[target]
-    for i, (name, kernel, signature, constants, warps) in enumerate(entries(family)):
+    for i, (name, kernel, signature, constants, *how) in enumerate(entries(family, target)):
         if number not in (-1, i):
             continue
         row: dict[str, Any] = {"family": family, "target": target, "name": name, "number": i}
         try:
-            row |= facts(build(kernel, where, tuple(signature), constants, warps), target)
-        except Exception as error:  # whatever a compiler raises is the finding
+            row |= facts(build(kernel, where, tuple(signature), constants, *how), target)
+        except Exception as error:  # noqa: BLE001  whatever a compiler raises is the finding
             row["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200] if str(error).strip() else ''}"
         print("ROW " + json.dumps(row), flush=True)
 

@@ -258,6 +258,16 @@ def test_the_better_of_two_measurements_counts():
     assert both.gflops == {"float32": 120.0, "bfloat16": 400.0} and both.who["float32"] == "numpy"
 
 
+def test_a_faster_product_of_the_suite_raises_the_ceiling(ours):
+    c = _ceilings()
+    case = next(c for c in cases("quick", "matmul") if c.sample.name == "cube_1024" and c.dtype.name == "float32")
+    row = runner.Row(case, "cpu:0", 1, {"haian": Timing(1, [1e9]), "torch": Timing(1, [1e7])})
+    runner._products(c, [row, replace(row, timings={"haian": Timing(1, [1e8])})])
+    assert c.gflops["float32"] == pytest.approx(2 * 1024**3 / 1e7) and c.who["float32"].startswith("torch in matmul/cube_1024")
+    runner.set_roofline(row, c)
+    assert row.roofline_pct == pytest.approx(1.0)
+
+
 def test_ceilings_are_measured(ours, monkeypatch):
     monkeypatch.setattr(roofline, "SIZES", (1 << 16, 1 << 18))
     monkeypatch.setattr(roofline, "CUBE_HOST", 64)

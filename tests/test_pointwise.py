@@ -8,7 +8,6 @@ import subprocess
 import sys
 import zlib
 
-import haian
 import ml_dtypes
 import numpy as np
 import pytest
@@ -18,6 +17,8 @@ from haian.hal.errors import ArgumentError, DTypeError, ShapeError
 from haian.kernels.ops import OPS, draw
 from haian.kernels.ops.pointwise import CASTABLE
 from scipy import special
+
+import haian
 
 NAMES = [n for n, o in OPS.items() if o.family == "pointwise"]
 F32 = BY_NAME["float32"]

@@ -1,6 +1,7 @@
-/* Scaled dot-product attention, forward and backward, in one pass over the keys (Dao et al. 2022): scores live in tiles.
+/* Scaled dot-product attention, forward and backward, in one pass over the keys (Dao et al. 2022): scores in tiles.
  * Checks and strides are here; the arithmetic, for float and double, is attention_real.h.
- * Not here: projections (matmul.c), paged caches.  Axes: B batch, H heads, G key heads, L queries, S keys, E, V widths. */
+ * Not here: projections (matmul.c), paged caches.
+ * Axes: B batch, H heads, G key heads, L queries, S keys, E and V widths. */
 #include "gemm/gemm.h"
 #include "gemm/transpose.h"
 #include "gemm/vec.h"
@@ -90,7 +91,7 @@ INLINE void store_vector_f64(void *p, int32_t dtype, v_f64 x) {
 }
 /* probabilities of keys 2 j and 2 j + 1 as bf16 pairs, in row j of the tile, whose scores have been read */
 INLINE void store_pair_f32(float *s, int64_t j, int64_t q, v_f32 even, v_f32 odd) {
-  const v_u32 e = (v_u32)even, o = (v_u32)odd; /* in [0, 1] or NaN; rounding a NaN's low bits up would pass it off as inf */
+  const v_u32 e = (v_u32)even, o = (v_u32)odd; /* in [0, 1] or NaN, whose low bits must not round up */
   const v_u32 nan = (v_u32)((v_i32)(even != even) | (v_i32)(odd != odd));
   const v_u32 low = (e + 0x7fffu + ((e >> 16) & 1u)) >> 16, high = (o + 0x7fffu + ((o >> 16) & 1u)) & 0xffff0000u;
   *(v_u32 *)((uint32_t *)s + j * BQ + q) = ((low | high) & ~nan) | (nan & 0x7fc07fc0u);
@@ -103,16 +104,12 @@ INLINE void store_pair_f64(double *s, int64_t j, int64_t q, v_f64 even, v_f64 od
 #define REAL float
 #define VEC v_f32
 #define INTS v_i32
-#define INT int32_t
-#define REAL_DTYPE HAIAN_F32
 #include "attention_real.h"
 
 #define R_(name) name##_f64
 #define REAL double
 #define VEC v_f64
 #define INTS v_i64
-#define INT int64_t
-#define REAL_DTYPE HAIAN_F64
 #include "attention_real.h"
 
 /* ---- checks ------------------------------------------------------------------------------------------------------ */
@@ -254,9 +251,11 @@ static int32_t scaled_dot_product_attention(const haian_args *args) {
   attention t = {.out = args->n_out > 0 ? args->out[0] : NULL};
   const haian_attr *dropout = attr_at(args, 0), *gqa = attr_at(args, 3);
   TRY(check(op, &t, args, 0, 3, 4, 1, attr_at(args, 1), attr_at(args, 2), gqa && gqa->kind == HAIAN_INT && gqa->i));
-  const double p = !dropout ? 0.0 : dropout->kind == HAIAN_FLOAT ? dropout->f : dropout->kind == HAIAN_INT ? (double)dropout->i : 0.0;
-  HAIAN_REQUIRE(p == 0.0, HAIAN_UNSUPPORTED, "%s: dropout_p is %g; attention has no dropout here; pass 0 and use dropout",
-                op, p);
+  double p = 0.0;
+  if (dropout && dropout->kind == HAIAN_FLOAT) p = dropout->f;
+  if (dropout && dropout->kind == HAIAN_INT) p = (double)dropout->i;
+  HAIAN_REQUIRE(p == 0.0, HAIAN_UNSUPPORTED,
+                "%s: dropout_p is %g; attention has no dropout here; pass 0 and use dropout", op, p);
   return forward(op, &t);
 }
 
@@ -286,7 +285,6 @@ static int32_t flash_attention_backward(const haian_args *args) {
                   "%s: output %d is %s %s; needs %s %s", op, i, haian_dtype_name(args->out[i]->dtype),
                   TEXT(args->out[i]), haian_dtype_name(like[i]->dtype), TEXT(like[i]));
   t.dq = args->out[0], t.dk = args->out[1], t.dv = args->out[2];
-  if (t.H == 0) return HAIAN_OK;
   haian_parallel_for(t.B * t.G, 1, t.q->dtype == HAIAN_F64 ? backward_items_f64 : backward_items_f32, &t);
   return t.failed ? out_of_memory(op) : HAIAN_OK;
 }

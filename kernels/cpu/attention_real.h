@@ -1,4 +1,4 @@
-/* Attention in one accumulator type.  Included twice by attention.c with R_(name), REAL, VEC, INTS, INT, REAL_DTYPE.
+/* Attention in one accumulator type.  Included twice by attention.c with R_(name), REAL, VEC, INTS (its comparisons).
  * Scores are kept transposed, [keys][queries]: the softmax runs down the keys with queries as lanes, and the
  * probabilities are then already the B panel of the second product, out' = value' P'.  No horizontal operations. */
 #define LANES ((int64_t)(sizeof(VEC) / sizeof(REAL)))
@@ -98,10 +98,9 @@ static void R_(softmax_tile)(REAL *s, int64_t lanes, int64_t n, REAL scale, REAL
 }
 
 /* out[q][v] = o[v][q] / total[q] for one tile; a query that saw nothing gives 0 */
-static void R_(store_tile)(const attention *t, const haian_tensor *to, const REAL *o, const REAL *factor, int64_t width,
+static void R_(store_tile)(const haian_tensor *to, const REAL *o, const REAL *factor, int64_t width,
                            int64_t b, int64_t h, int64_t q0, int64_t nq) {
   REAL square[LANES][LANES] __attribute__((aligned(64)));
-  (void)t;
   for (int64_t q = 0; q < nq; q += LANES)
     for (int64_t v = 0; v < width; v += LANES) {
       const int64_t rows = nq - q < LANES ? nq - q : LANES, cols = width - v < LANES ? width - v : LANES;
@@ -175,7 +174,7 @@ static bool R_(forward_item)(const attention *t, int64_t b, int64_t g, int64_t f
     const int64_t nq = t->L - q0 < BQ ? t->L - q0 : BQ;
     for (int64_t q = 0; q < BQ; q++) factor[q] = total[i * BQ + q] == 0 ? 0 : 1 / total[i * BQ + q];
     if (keys == 0) memset(o + i * t->V * BQ, 0, (size_t)o_tile);
-    R_(store_tile)(t, t->out, o + i * t->V * BQ, factor, t->V, b, h, q0, nq);
+    R_(store_tile)(t->out, o + i * t->V * BQ, factor, t->V, b, h, q0, nq);
     for (int64_t q = 0; t->lse && q < nq; q++) {
       const REAL sum = total[i * BQ + q], value = sum == 0 ? MINUS_INF : top[i * BQ + q] + R_(log1)(sum);
       ((REAL *)t->lse->data)[b * t->lse->stride[0] + h * t->lse->stride[1] + (q0 + q) * t->lse->stride[2]] = value;
@@ -297,8 +296,10 @@ static bool R_(backward_item)(const attention *t, int64_t b, int64_t h, REAL *dk
                                               BK * (2 * E + V + ew + vw + 4 * BQ)) * size + 16 * 1024));
   if (!w) return false;
   /* for all queries: [e][q] of query and [v][q] of dy (operands of the scores), [q][e] and [q][v] (of dk, dv), dq' */
-  REAL *q_across = (REAL *)R_(take)(&w, tiles * BQ * E * size), *dy_across = (REAL *)R_(take)(&w, tiles * BQ * V * size);
-  REAL *q_along = (REAL *)R_(take)(&w, tiles * BQ * ew * size), *dy_along = (REAL *)R_(take)(&w, tiles * BQ * vw * size);
+  REAL *q_across = (REAL *)R_(take)(&w, tiles * BQ * E * size);
+  REAL *dy_across = (REAL *)R_(take)(&w, tiles * BQ * V * size);
+  REAL *q_along = (REAL *)R_(take)(&w, tiles * BQ * ew * size);
+  REAL *dy_along = (REAL *)R_(take)(&w, tiles * BQ * vw * size);
   REAL *dq = (REAL *)R_(take)(&w, tiles * BQ * E * size);
   REAL *delta = (REAL *)R_(take)(&w, tiles * BQ * size), *lse = (REAL *)R_(take)(&w, tiles * BQ * size);
   REAL *kp = (REAL *)R_(take)(&w, BK * E * size), *vp = (REAL *)R_(take)(&w, BK * V * size);
@@ -317,7 +318,8 @@ static bool R_(backward_item)(const attention *t, int64_t b, int64_t h, REAL *dk
     for (int64_t q = 0; q < BQ; q++) {
       REAL sum = 0;
       for (int64_t v = 0; v < V && q < nq; v++)
-        sum += R_(load1)(at4(t->dy, b, h, q0 + q, v), t->dy->dtype) * R_(load1)(at4(t->out, b, h, q0 + q, v), t->out->dtype);
+        sum += R_(load1)(at4(t->dy, b, h, q0 + q, v), t->dy->dtype) *
+               R_(load1)(at4(t->out, b, h, q0 + q, v), t->out->dtype);
       delta[q0 + q] = sum;
       lse[q0 + q] = q < nq ? ((const REAL *)t->lse->data)[b * t->lse->stride[0] + h * t->lse->stride[1] +
                                                           (q0 + q) * t->lse->stride[2]] : 0;
@@ -364,7 +366,7 @@ static bool R_(backward_item)(const attention *t, int64_t b, int64_t h, REAL *dk
   REAL *one = delta;
   for (int64_t q = 0; q < BQ; q++) one[q] = 1;
   for (int64_t i = 0; i < tiles; i++)
-    R_(store_tile)(t, t->dq, dq + i * BQ * E, one, E, b, h, i * BQ, t->L - i * BQ < BQ ? t->L - i * BQ : BQ);
+    R_(store_tile)(t->dq, dq + i * BQ * E, one, E, b, h, i * BQ, t->L - i * BQ < BQ ? t->L - i * BQ : BQ);
   return true;
 }
 static void R_(backward_items)(void *ctx, int64_t lo, int64_t hi) {
@@ -374,7 +376,7 @@ static void R_(backward_items)(void *ctx, int64_t lo, int64_t hi) {
     const int64_t b = i / t->G, g = i % t->G;
     REAL *dk = NULL, *dv = NULL;
     bool good = true;
-    if (shared > 1) {
+    if (shared != 1) { /* without heads of queries the gradients of the keys are 0 */
       dk = (REAL *)HAIAN_SYM(workspace)(2, (size_t)(sums > 0 ? sums : 1) * sizeof(REAL));
       good = dk != NULL;
       if (good) memset(dk, 0, (size_t)sums * sizeof(REAL));
@@ -396,5 +398,3 @@ static void R_(backward_items)(void *ctx, int64_t lo, int64_t hi) {
 #undef REAL
 #undef VEC
 #undef INTS
-#undef INT
-#undef REAL_DTYPE

@@ -140,12 +140,14 @@ static int32_t product(const char *op, const haian_args *args, int axes, const h
   haian_gemm g = {.m = a->shape[axes], .n = b->shape[axes + 1], .k = a->shape[axes + 1], .batch_ndim = axes,
                   .alpha = 1.0, .beta = 0.0};
   HAIAN_REQUIRE(b->shape[axes] == g.k, HAIAN_SHAPE,
-                "%s: operands are %s and %s; the first's last axis (%lld) must equal the second's second to last (%lld)",
+                "%s: operands are %s and %s; the first's last axis (%lld) must equal the second's second to last "
+                "(%lld)",
                 op, TEXT(a), TEXT(b), (long long)g.k, (long long)b->shape[axes]);
   int64_t shape[3];
   for (int i = 0; i < axes; i++) {
     HAIAN_REQUIRE(a->shape[i] == b->shape[i], HAIAN_SHAPE,
-                  "%s: operands are %s and %s; batch axes must be equal; use matmul to broadcast", op, TEXT(a), TEXT(b));
+                  "%s: operands are %s and %s; batch axes must be equal; use matmul to broadcast", op, TEXT(a),
+                  TEXT(b));
     shape[i] = g.batch[i] = a->shape[i];
   }
   shape[axes] = g.m;

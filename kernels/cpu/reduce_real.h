@@ -165,8 +165,8 @@ typedef struct FN(strip) {
 enum FN(pass) { FN(VALUES), FN(DISTANCES), FN(WIDE_DISTANCES) };
 
 /* Adds n columns of up to eight rows to the strip: one pass over the accumulators for eight over x. */
-ROW_INLINE void FN(add_rows)(enum reduce_op op, FN(strip) *s, const REAL *const p[8], int rows, int64_t begin,
-                             int64_t n, enum FN(pass) pass) {
+ROW_INLINE void FN(add_rows)(enum reduce_op op, FN(strip) *s, const REAL *const p[8], int rows, int64_t n,
+                             enum FN(pass) pass) {
 #define EACH(...) _Pragma("GCC ivdep") for (int64_t j = 0; j < n; j++) __VA_ARGS__
   if (op == AMAX || op == AMIN) {
     int64_t j = 0;

@@ -151,7 +151,7 @@ HAIAN_INLINE float haian_sincosf(float x, uint64_t quarter) {
   sine = sine * s - 0x1.a00f745f0ec5fp-13;
   sine = sine * s + 0x1.1111085d055e5p-7;
   sine = sine * s - 0x1.5555554c5f779p-3;
-  sine = sine * s * r + r;
+  sine = (sine * s + 1.0) * r; /* in this order -0 stays -0 */
   double cosine = 0x1.9912fef3baa42p-16; /* error 2^-33 */
   cosine = cosine * s - 0x1.6c07e1fe33cacp-10;
   cosine = cosine * s + 0x1.55553c5191771p-5;

@@ -64,7 +64,7 @@ typedef struct __attribute__((may_alias)) bits16 { uint64_t word[2]; } bits16;
 #define ZIP_ROUND(N, from, to) \
   UNROLL for (int i = 0; i < N / 2; i++) { \
     to[2 * i] = ZIP_##N(from[i], from[i + N / 2], 0); \
-    to[2 * i + 1] = ZIP_##N(from[i + N / 2], from[i], 1); \
+    to[2 * i + 1] = ZIP_##N(from[i], from[i + N / 2], 1); \
   }
 
 #define DEFINE_TRANSPOSE(T, N) DEFINE_TRANSPOSE_(T, N)

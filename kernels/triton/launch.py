@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from ...hal.memory import buffer_of, use
 from ...hal.registry import at
 from ...hal.tensor import Tensor
 
-__all__ = ["Compiled", "Data", "F64", "I64", "Step", "capped", "compile_for", "lacks", "launch", "next_power_of_2", "programs", "signature_of"]
+__all__ = ["Compiled", "Data", "F64", "I64", "Step", "by_signature", "capped", "compile_for", "lacks", "launch", "next_power_of_2", "programs", "signature_of"]
 
 # Triton's code generators append pointers of their own behind a kernel's arguments (scratch memory; none in 3.0, two in
 # 3.6): where to count them, (stage, the pattern of one argument, the pattern of the text that lists them)
@@ -74,6 +74,7 @@ class Plan:
     """
 
     device: Device
+    kernel: Any  # kept alive: plans are looked up by its id, since a JITFunction hashes its source
     handle: int
     threads: int
     shared_bytes: int
@@ -105,6 +106,12 @@ def lacks(facts: Capabilities, *names: str) -> str:
     return ""
 
 
+def by_signature(when: Callable[..., str]) -> Callable[..., str]:
+    """Marks a WHEN that looks at dtypes and choices only: dispatch asks it once a signature, not at every call."""
+    when.by_signature = True  # type: ignore[attr-defined]
+    return when
+
+
 # ---- signatures --------------------------------------------------------------------------------------------------------
 _POINTERS = {"bool": "*i8"}
 
@@ -112,21 +119,22 @@ _POINTERS = {"bool": "*i8"}
 def _one(value: Any) -> tuple[str, bool]:
     """(Triton's type, known multiple of 16) of an argument.  Triton widens loads where it knows the multiple: of bytes for
     pointers, of elements for integers."""
-    if isinstance(value, Tensor):
+    kind = type(value)
+    if kind is Tensor:
         name = value.dtype.name
         return _POINTERS.get(name) or _POINTERS.setdefault(name, "*" + value.dtype.triton), value.address % 16 == 0
-    if isinstance(value, bool):
+    if kind is Step and 0 <= value <= 1:
+        return f"={int(value)}", False
+    if kind is int or kind is Step or kind is I64:
+        return "i32" if kind is not I64 and -(2**31) <= value < 2**31 else "i64", value % 16 == 0
+    if kind is Data:
+        return "i32" if -(2**31) <= value < 2**31 else "i64", False
+    if kind is float:
+        return "fp32", False
+    if kind is F64:
+        return "fp64", False
+    if kind is bool:
         return "i1", False
-    if isinstance(value, int):
-        if isinstance(value, Step) and 0 <= value <= 1:
-            return f"={int(value)}", False
-        if isinstance(value, Data):
-            return "i32" if -(2**31) <= value < 2**31 else "i64", False
-        if isinstance(value, I64) or not -(2**31) <= value < 2**31:
-            return "i64", value % 16 == 0
-        return "i32", value % 16 == 0
-    if isinstance(value, float):
-        return "fp64" if isinstance(value, F64) else "fp32", False
     raise ArgumentError(f"a Triton kernel argument is a {type(value).__name__}; needs a Tensor or a number")
 
 
@@ -252,7 +260,7 @@ def _plan(key: tuple[Any, ...], device: Device, kernel: Any, signature: tuple[tu
         if found is None:
             module = device.driver.module_load(device.index, compiled.image, compiled.format)
             handle = device.driver.get_kernel(module, compiled.name)
-            found = _plans[key] = Plan(device, handle, compiled.threads, compiled.shared_bytes, compiled.types,
+            found = _plans[key] = Plan(device, kernel, handle, compiled.threads, compiled.shared_bytes, compiled.types,
                                        (("*i8", 0),) * compiled.hidden)
     return found
 
@@ -272,15 +280,15 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, n
     """
     if 0 in grid:
         return
-    tensors = [a for a in args if isinstance(a, Tensor)]
+    tensors = [a for a in args if type(a) is Tensor]
     if not tensors:
         raise ArgumentError(f"{kernel.__name__}: no Tensor argument says on which device to run; pass the output")
     place = tensors[0].device_index
     signature = tuple(map(_one, args))
-    key = (place, kernel, signature, tuple(constants.items()), num_warps, num_stages)
+    key = (place, id(kernel), signature, tuple(constants.items()), num_warps, num_stages)
     plan = _plans.get(key) or _plan(key, at(place), kernel, signature, constants, num_warps, num_stages)
     device = plan.device
-    values = [(t, a.address if isinstance(a, Tensor) else a) for t, a in zip(plan.types, args) if t]
+    values = [(t, a.address if type(a) is Tensor else a) for t, a in zip(plan.types, args) if t]
     stream = device.current_stream
     use(stream, writes=tensors)  # behind other streams' work on them; which ones the kernel writes is not known here
     device.driver.launch(device.index, Launch(plan.handle, (*grid, 1, 1)[:3], plan.threads, plan.shared_bytes,

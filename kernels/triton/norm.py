@@ -14,7 +14,7 @@ import triton.language as tl
 from ...hal.tensor import Tensor
 from ..ops.infer import accumulator
 from . import scalar as m
-from .launch import F64, capped, lacks, launch, next_power_of_2, programs
+from .launch import F64, by_signature, capped, lacks, launch, next_power_of_2, programs
 from .reduce import fold
 from .rows import contiguous, device_of, writable
 
@@ -252,6 +252,7 @@ def fused_rms_norm_backward(dy: Tensor, x: Tensor, rstd: Tensor, weight: Tensor 
     _backward(dy, x, None, rstd, weight, len(normalized_shape), *out, None)
 
 
+@by_signature
 def _when(specs: Sequence[Any], attrs: dict[str, Any], facts: Any) -> str:
     return lacks(facts, accumulator(specs[0].dtype).name)
 

@@ -10,7 +10,7 @@ import linecache
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from ...hal.tensor import Tensor
 from ..ops import OPS, formula
 from ..ops.record import Op
 from . import convert
-from .launch import F64, I64, Data, Step, capped, lacks, launch, next_power_of_2, programs
+from .launch import F64, I64, Data, Step, by_signature, capped, lacks, launch, next_power_of_2, programs
 
 __all__ = ["KERNELS", "WHEN", "elementwise", "matrix", "move"]
 
@@ -33,7 +33,7 @@ _UINT8 = BY_NAME["uint8"]
 
 
 # ---- what is computed --------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loop:
     """A formula over element types: what a kernel's text depends on besides the way through memory.
 
@@ -51,8 +51,19 @@ class Loop:
     function: Any
 
 
-@lru_cache(maxsize=None)
+_loops: dict[tuple[int, int], Loop] = {}
+
+
 def _loop(body: formula.Body, dtype: DType) -> Loop:
+    """A formula over one case dtype, kept: bodies live as long as their formula, so their id will do."""
+    key = id(body), dtype.code
+    found = _loops.get(key)
+    if found is None:
+        found = _loops.setdefault(key, _read_loop(body, dtype))
+    return found
+
+
+def _read_loop(body: formula.Body, dtype: DType) -> Loop:
     """A formula over one case dtype: float16 and bfloat16 compute in float32, bool in int32, integers in themselves."""
     truth = dtype.kind == "b"
     compute = "int32" if truth else "float64" if dtype.itemsize == 8 and dtype.is_floating else "float32" if dtype.is_floating else dtype.name
@@ -69,7 +80,7 @@ def _loop(body: formula.Body, dtype: DType) -> Loop:
     return Loop(body.name, operands, attrs, "" if dtype.is_floating else compute, loads, value, body.triton(truth))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _moved(source: DType, target: DType) -> Loop:
     """Elements as they are, or cast from one dtype to another."""
     if source is target:
@@ -78,7 +89,7 @@ def _moved(source: DType, target: DType) -> Loop:
 
 
 # ---- ways through memory -----------------------------------------------------------------------------------------------
-@lru_cache(maxsize=None)
+@cache
 def _flat(loop: Loop, single: tuple[bool, ...]) -> Any:
     """A kernel over contiguous operands; ``single`` says which of them are one element."""
     lines = ["for block in range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0)):",
@@ -95,7 +106,7 @@ def _flat(loop: Loop, single: tuple[bool, ...]) -> Any:
                    ["n", "BIG: tl.constexpr", "BLOCK: tl.constexpr"], lines)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tile(loop: Loop, batch: int) -> Any:
     """A kernel over strided operands: tiles of BLOCK_R x BLOCK_C, the other ``batch`` axes one index a program."""
     names = (*loop.operands, "out")
@@ -220,21 +231,28 @@ def _step(step: int, block: int) -> int:
     return Step(step) if abs(step) * block < 2**31 else I64(step)
 
 
+@lru_cache(maxsize=4096)
+def _prepared(loop: Loop, place: int, shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...], item: int) -> tuple[Any, tuple[int, ...], tuple[int, ...], dict[str, Any]]:
+    """(kernel, grid, integer arguments, constants) of a loop over operands of these strides on a device."""
+    found = way(shape, strides, item)
+    device = device_at(place)
+    if found.single is not None:
+        return _flat(loop, found.single), (capped(device, programs(found.n, BLOCK)),), (found.n,), {"BIG": found.n + BLOCK > 2**31, "BLOCK": BLOCK}
+    down, across = found.block
+    blocks = (down, across, *(1 for _ in found.sizes))
+    steps = [_step(s, b) for s, b in zip(found.steps, blocks * len(strides))]
+    return (_tile(loop, len(found.sizes)), (capped(device, found.blocks),), (found.blocks, found.rows, found.columns, *found.sizes, *steps),
+            {"BLOCK_R": down, "BLOCK_C": across})
+
+
 def _run(loop: Loop, tensors: Sequence[Tensor], numbers: Sequence[float | int], out: Tensor) -> None:
     if out.numel == 0:
         return
     shape = out.shape
-    found = way(shape, (*(_broadcast(t, shape) for t in tensors), out.strides), max(t.itemsize for t in (*tensors, out)))
-    device = device_at(out.device_index)
-    if found.single is not None:
-        big = found.n + BLOCK > 2**31
-        launch(_flat(loop, found.single), (capped(device, programs(found.n, BLOCK)),), *tensors, out, *numbers, found.n, BIG=big, BLOCK=BLOCK)
-        return
-    down, across = found.block
-    blocks = (down, across, *(1 for _ in found.sizes))
-    steps = [_step(s, b) for s, b in zip(found.steps, blocks * (len(tensors) + 1))]
-    launch(_tile(loop, len(found.sizes)), (capped(device, found.blocks),), *tensors, out, *numbers, found.blocks, found.rows, found.columns,
-           *found.sizes, *steps, BLOCK_R=down, BLOCK_C=across)
+    strides = (*[t.strides if t.shape == shape else _broadcast(t, shape) for t in tensors], out.strides)
+    item = max([out.itemsize, *[t.itemsize for t in tensors]])
+    kernel, grid, sizes, constants = _prepared(loop, out.device_index, shape, strides, item)
+    launch(kernel, grid, *tensors, out, *numbers, *sizes, **constants)
 
 
 # ---- running -----------------------------------------------------------------------------------------------------------
@@ -250,14 +268,28 @@ def _number(value: float, dtype: DType) -> float | int:
         return float(np.float32(value))
 
 
-def elementwise(fn: Callable, *tensors: Tensor, out: Tensor, **attrs: Any) -> None:
-    """Run a formula (a function in the scalar language) over tensors that broadcast to ``out``'s shape.
+class Runner:
+    """A formula as ``run(*tensors, **attrs, out)``, over tensors that broadcast to ``out``'s shape.
 
     The case dtype is that of the first tensor that is not boolean by declaration.
     """
-    body = formula.read(fn).body(**attrs)
-    dtype = next((t.dtype for name, t in zip(body.tensors, tensors) if name not in body.booleans), out.dtype)
-    _run(_loop(body, dtype), tensors, [_number(attrs[a], dtype) for a, _ in body.attrs], out)
+
+    def __init__(self, fn: Callable) -> None:
+        self.formula = formula.read(fn)
+        variants = self.formula.variants()
+        self.body = self.formula.body(**variants[0]) if len(variants) == 1 else None
+        names = self.formula.tensors
+        self.carrier = next((k for k, name in enumerate(names) if name not in self.formula.booleans), -1)
+
+    def __call__(self, *tensors: Tensor, out: Tensor, **attrs: Any) -> None:
+        body = self.body or self.formula.body(**attrs)
+        dtype = tensors[self.carrier].dtype if self.carrier >= 0 else out.dtype
+        _run(_loop(body, dtype), tensors, [_number(attrs[a], dtype) for a, _ in body.attrs], out)
+
+
+def elementwise(fn: Callable, *tensors: Tensor, out: Tensor, **attrs: Any) -> None:
+    """Run a formula (a function in the scalar language) once; see Runner."""
+    _runner_of("", fn)(*tensors, out=out, **attrs)
 
 
 def _bytes_view(t: Tensor) -> Tensor:
@@ -293,21 +325,32 @@ class _Formulas(Mapping):
         return sum(1 for _ in self)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _runner_of(name: str, fn: Callable) -> Callable[..., None]:
-    return cast if name == "cast" else partial(elementwise, fn)
+    return cast if name == "cast" else Runner(fn)
 
 
 def _runner(record: Op) -> Callable[..., None]:
     return _runner_of(record.name, record.formula)
 
 
+@cache
+def _needs_float64(name: str) -> bool:
+    """Whether the formula computes in float64 whatever the dtype: scalar.py's pow does."""
+    f = formula.read(OPS[name].formula)
+    return any(f.body(**{**f.attrs, **v}).uses("pow") for v in f.variants())
+
+
+@cache
 def _when(name: str) -> Callable[..., str]:
+    @by_signature
     def when(specs: Sequence[Any], attrs: dict[str, Any], facts: Any) -> str:
         used = {s.dtype.name for s in specs if s is not None} | ({attrs["dtype"].name} if attrs.get("dtype") else set())
         if attrs.get("dtype") and facts.dtypes_load and attrs["dtype"].name not in facts.dtypes_load:
             return f"the device does not store {attrs['dtype']}"
         wide = used & {"float64", "int64", "uint64"}
+        if _needs_float64(name) and any(s is not None and s.dtype.is_floating for s in specs):
+            wide |= {"float64"}
         return lacks(facts, *sorted(wide)) or ("64-bit integers are no vector type of the device" if wide - {"float64"} and not facts.int64_math
                                                else "")
     return when

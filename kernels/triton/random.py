@@ -13,7 +13,7 @@ import triton.language as tl
 
 from ...hal.dtype import DType
 from ...hal.tensor import Tensor
-from .launch import F64, Data, capped, lacks, launch, programs
+from .launch import F64, Data, by_signature, capped, lacks, launch, programs
 from .rows import contiguous, device_of, writable
 
 __all__ = ["KERNELS", "WHEN", "matrix"]
@@ -132,6 +132,7 @@ def native_dropout(x: Tensor, *, p: float, seed: int, offset: int, out: tuple[Te
     _dropout(x, p, seed, offset, *out)
 
 
+@by_signature
 def _when(specs: Sequence[Any], attrs: dict[str, Any], facts: Any) -> str:
     used = [s.dtype.name for s in specs] + ([attrs["dtype"].name] if "dtype" in attrs else [])
     return lacks(facts, *used) or ("float64 numbers need 64-bit integers" if "dtype" in attrs and "float64" in used and not facts.int64_math else "")

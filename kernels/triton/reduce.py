@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import triton
@@ -18,14 +18,14 @@ from ...hal.dtype import BY_NAME, DType
 from ...hal.tensor import Tensor
 from ..ops.infer import accumulator, axes
 from . import scalar as m
-from .launch import F64, Step, capped, lacks, launch, next_power_of_2, programs
+from .launch import F64, Step, by_signature, capped, lacks, launch, next_power_of_2, programs
 from .rows import contiguous, device_of, writable
 
 __all__ = ["KERNELS", "WHEN", "fold", "matrix"]
 
 TILE = 2048  # elements a program holds: 16 a thread at 4 warps of 32
 SPREAD = 1024  # programs a long reduction is cut into: 7 a multiprocessor of the largest chips; independent of the device
-RUN = 32  # blocks added up before they join the total: keeps the error of a sum near sqrt(n) for constant data too
+RUN = tl.constexpr(32)  # blocks added up before they join the total: keeps the error of a sum near sqrt(n) for constant data too
 _INT32 = BY_NAME["int32"]
 
 
@@ -45,9 +45,9 @@ def reduce_kernel(x_ptr, centre_ptr, y_ptr, rows, inner, n, piece, pieces, strid
             centre = tl.load(centre_ptr + row, mask=live, other=0)[None, :]
         total = tl.full((BLOCK_N, BLOCK_I), IDENTITY, ACC)
         last = tl.minimum((number + 1) * piece, n)
-        for far in range(number * piece, last, BLOCK_N * 32):
+        for far in range(number * piece, last, BLOCK_N * RUN):
             some = tl.full((BLOCK_N, BLOCK_I), IDENTITY, ACC)
-            for start in range(far, tl.minimum(far + BLOCK_N * 32, last), BLOCK_N):
+            for start in range(far, tl.minimum(far + BLOCK_N * RUN, last), BLOCK_N):
                 at = start.to(INDEX) + tl.arange(0, BLOCK_N)
                 mask = (at < last)[:, None] & live[None, :]
                 x = tl.load(x_ptr + base[None, :] + at[:, None] * stride_n, mask=mask, other=0)
@@ -139,16 +139,16 @@ class Rows:
     stride_n: int
     stride_i: int
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return self.outer * self.inner
 
-    @property
+    @cached_property
     def reach(self) -> int:
         """A bound on offsets and indices."""
         return max(self.outer * abs(self.stride_o) + self.n * abs(self.stride_n) + self.inner * abs(self.stride_i), self.n, self.rows)
 
-    @property
+    @cached_property
     def block(self) -> tuple[int, int]:
         """(BLOCK_N, BLOCK_I): along the row where its elements are neighbours, across rows where those are."""
         if abs(self.stride_n) <= abs(self.stride_i) or self.inner == 1:
@@ -157,7 +157,7 @@ class Rows:
         across = min(next_power_of_2(self.inner), 64)
         return min(next_power_of_2(self.n), TILE // across), across
 
-    @property
+    @cached_property
     def pieces(self) -> int:
         """How many pieces a row is cut into: enough programs for a large chip, 8 blocks a piece at least."""
         block_n, block_i = self.block
@@ -348,6 +348,7 @@ def argmin(x: Tensor, *, dim: int | None, keepdim: bool, out: Tensor) -> None:
 # ---- what the device must have -------------------------------------------------------------------------------------------
 def _when(result: str = "") -> Any:
     """result: dtype of the results where it is not x's ("int64" of argmax; "sum" makes it of integers)."""
+    @by_signature
     def when(specs: Sequence[Any], attrs: dict[str, Any], facts: Any) -> str:
         x = specs[0].dtype
         made = attrs.get("dtype") or (BY_NAME["int64"] if result == "int64" or (result == "sum" and not x.is_floating) else x)

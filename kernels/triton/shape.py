@@ -14,7 +14,7 @@ import triton.language as tl
 
 from ...hal.dtype import DType
 from ...hal.tensor import Tensor
-from .launch import F64, Data, capped, lacks, launch, programs
+from .launch import F64, Data, by_signature, capped, lacks, launch, programs
 from .pointwise import move
 from .rows import contiguous, device_of, writable
 
@@ -135,6 +135,7 @@ def _single(value: float) -> float:
     return math.copysign(math.inf, value) if abs(value) >= 2.0**128 * (1 - 2.0**-25) else value
 
 
+@by_signature
 def _when(specs: Sequence[Any], attrs: dict[str, Any], facts: Any) -> str:
     used = [s.dtype for s in specs if s is not None] + ([attrs["dtype"]] if "dtype" in attrs else [])
     if facts.dtypes_load:

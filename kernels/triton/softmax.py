@@ -14,7 +14,7 @@ import triton.language as tl
 from ...hal.tensor import Tensor
 from ..ops.infer import accumulator
 from . import scalar as m
-from .launch import Step, capped, lacks, launch, next_power_of_2, programs
+from .launch import Step, by_signature, capped, lacks, launch, next_power_of_2, programs
 from .rows import contiguous, cut, device_of, writable
 
 __all__ = ["KERNELS", "WHEN", "matrix"]
@@ -144,6 +144,7 @@ def log_softmax_backward(dy: Tensor, y: Tensor, *, dim: int, out: Tensor) -> Non
     _run(softmax_backward_kernel, (dy, y), dim, True, out)
 
 
+@by_signature
 def _when(specs: Sequence[Any], attrs: dict[str, Any], facts: Any) -> str:
     return lacks(facts, accumulator(specs[0].dtype).name)
 

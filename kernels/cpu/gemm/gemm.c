@@ -345,8 +345,8 @@ static bool packed_block(const plan *p, const operands *o, int64_t m0, int64_t m
                         p->kc * g->b.row <= 1 << 17;
   /* A in place: contiguous along k, a block that stays in L2, few columns to pay for packing (at 128 columns it is 11 %
    * of the time), and 14 rows that do not share a set of L1 */
-  const bool a_here = kind == &kind_f32 && g->a.col == 1 && g->a.row > 0 && g->a.row * 4 % 2048 != 0 && n1 - n0 <= 512 &&
-                      mc * p->kc <= 1 << 16;
+  const bool a_here = kind == &kind_f32 && g->a.col == 1 && g->a.row > 0 && g->a.row * 4 % 2048 != 0 &&
+                      n1 - n0 <= 512 && mc * p->kc <= 1 << 16;
   const size_t a_bytes = a_here ? 0 : (size_t)round_up(a_block * (a_once ? p->kblocks : 1) + 2 * VBYTES, 4096);
   const size_t b_bytes = (size_t)round_up((in_place ? nr : nc) * groups_max * gb + 2 * VBYTES, 4096);
   char *pa = HAIAN_SYM(workspace)(0, a_bytes + b_bytes + (keep ? (size_t)(mb * nc * ab) : 0));
@@ -380,7 +380,8 @@ static bool packed_block(const plan *p, const operands *o, int64_t m0, int64_t m
             const char *panel = here ? b + j * 4 : in_place ? pb : pb + j * groups * gb;
             for (int64_t i = 0, rows; i < mn; i += rows) {
               rows = haian_panel_rows(mn - i, mr);
-              run_tile(&job, groups, block + i * (a_here ? g->a.row : groups) * gb, panel, here ? g->b.row : nr, ic + i, jc + j, rows, w,
+              run_tile(&job, groups, block + i * (a_here ? g->a.row : groups) * gb, panel, here ? g->b.row : nr,
+                       ic + i, jc + j, rows, w,
                        sums ? sums + ((ic - im + i) * nc + j) * ab : NULL);
             }
           }
@@ -430,7 +431,8 @@ static void swap_operands(haian_gemm *g) { /* C' = B' A' */
 
 /* tasks along m and n for `threads`: the least of (slowest thread's products + its packing, 16 products an element) */
 static void split(plan *p, int64_t batch, int64_t threads) {
-  const int64_t m = p->g.m, n = p->g.n, mr = p->how == PACKED ? p->kind->mr : m, nr = p->how == PACKED ? p->kind->nr : 64;
+  const int64_t m = p->g.m, n = p->g.n;
+  const int64_t mr = p->how == PACKED ? p->kind->mr : m, nr = p->how == PACKED ? p->kind->nr : 64;
   p->mt = m;
   p->nt = n;
   const double work = (double)m * (double)n * (double)(p->g.k + 8);

@@ -1,5 +1,5 @@
 /* The kinds of matrix product: micro kernels and packers for every dtype, as a table.  Included by gemm.c alone.
- * Not here: which kind a dtype takes at run time beyond kind_of, blocking, threads. */
+ * Not here: blocking, threads. */
 /* ---- runs of contiguous values to float -------------------------------------------------------------------------- */
 INLINE void run_f16(float *dst, const uint16_t *src, int64_t n) {
   int64_t i = 0;

@@ -79,8 +79,8 @@ static const haian_micro_fn M_(micro)[] = {
 #if defined(M_DIRECT)
 /* the same with A where it lies, rows lda apart and contiguous along k: small products do not pay for packing A.
  * Three rows share a base pointer (base, + lda, + 2 lda): fourteen pointers would not fit the registers. */
-INLINE void M_(direct_body)(const int rows, int64_t groups, const M_GROUP *a, int64_t lda, const M_GROUP *b, int64_t ldb,
-                            M_ACC *c, int64_t ldc, int first) {
+INLINE void M_(direct_body)(const int rows, int64_t groups, const M_GROUP *a, int64_t lda, const M_GROUP *b,
+                            int64_t ldb, M_ACC *c, int64_t ldc, int first) {
   M_AV acc[M_MR][M_NV];
   const M_GROUP *base[(M_MR + 2) / 3];
 #pragma GCC unroll 8

@@ -1,6 +1,6 @@
 /* Products with a few rows in A, where B is read once from memory and never packed: 1 x 4096 x 11008 in bf16 is 90 MB
  * of B and no arithmetic worth a name.  Included once per source dtype with S_(name), S_SRC, S_ACC, S_V, S_LOAD(p)
- * (a vector from contiguous source values), S_ONE(x) and S_SUM(v) defined; undefines them.  a is packed [m][k] in S_ACC.
+ * (a vector from contiguous source values), S_ONE(x) and S_SUM(v) defined; undefines them.  a is packed [m][k].
  * Each element's sum has one order: it depends on k alone. */
 #define S_LANES ((int64_t)(sizeof(S_V) / sizeof(S_ACC)))
 

@@ -27,7 +27,8 @@ typedef uint32_t v_u32_any __attribute__((vector_size(VBYTES), aligned(1), may_a
 typedef uint64_t v_u64_any __attribute__((vector_size(VBYTES), aligned(1), may_alias));
 #define TRANSPOSE_BODY(V, LANES, LOW, HIGH) \
   V r[LANES], s[LANES]; \
-  _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) r[i] = *(const V##_any *)((const char *)src + i * src_stride); \
+  _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) \
+    r[i] = *(const V##_any *)((const char *)src + i * src_stride); \
   _Pragma("GCC unroll 8") for (int round = 1; round < LANES; round *= 2) { \
     _Pragma("GCC unroll 16") for (int i = 0; i < LANES / 2; i++) { \
       s[2 * i] = LOW(r[i], r[i + LANES / 2]); \
