@@ -154,6 +154,7 @@ from haian.conformance.compare import judge
 from haian.hal.dtype import BY_NAME
 from haian.kernels.ops import OPS, draw
 from haian.kernels.ops.formula import read
+from haian.kernels.triton.pointwise import device_function
 
 def kernel(body, compute):
     names = [f"p{i}" for i in range(len(body.tensors))] + [f"a{i}" for i in range(len(body.attrs))]
@@ -181,7 +182,7 @@ for name in sys.argv[1].split(","):
             y = torch.empty(x[0].shape, dtype=torch.bool if body.boolean else getattr(torch, case))
             numbers = [attrs[a] if d.is_floating else int(attrs[a]) for a, _ in body.attrs]
             kernel(body, case)[(triton.cdiv(len(x[0]), 256),)](*(torch.from_numpy(v.copy()) for v in x), *numbers, y, len(x[0]),
-                                                               F=body.triton(), BLOCK=256)
+                                                               F=device_function(body), BLOCK=256)
             verdict = judge(op, x, attrs, y.numpy())
             assert verdict.ok, (name, case, s.name, verdict.message)
             tried += 1

@@ -19,6 +19,7 @@ from haian.kernels.ops.pointwise import CASTABLE
 from scipy import special
 
 import haian
+from haian import _native
 
 NAMES = [n for n, o in OPS.items() if o.family == "pointwise"]
 F32 = BY_NAME["float32"]
@@ -54,7 +55,7 @@ def test_every_record(name):
 
 # name: (reference in float64, most ulp of float32 anywhere); the kernels' own polynomials are measured, not trusted
 MEASURED = {"exp": (np.exp, 1.1), "log": (np.log, 0.9), "tanh": (np.tanh, 2.5), "sigmoid": (special.expit, 2.3),
-            "erf": (special.erf, 1.9), "sin": (np.sin, 0.51), "cos": (np.cos, 0.51), "sqrt": (np.sqrt, 0.501),
+            "erf": (special.erf, 1.9), "sin": (np.sin, 0.57), "cos": (np.cos, 0.57), "sqrt": (np.sqrt, 0.501),
             "rsqrt": (lambda x: 1 / np.sqrt(x), 1.51), "reciprocal": (lambda x: 1 / x, 0.501)}
 
 
@@ -185,7 +186,7 @@ def test_integers_wrap():
                 assert np.array_equal(run(name, x, x[::-1].copy()), fn(x, x[::-1]))
             assert np.array_equal(run("neg", x), np.negative(x)) and np.array_equal(run("abs", x), np.abs(x))
     assert run("pow", np.int32([2, -1, -1, 0, 3, 7]), np.int32([-1, -3, -4, -2, 40, 0])).tolist() == [
-        0, -1, 1, 0, int(np.int64(3**40).astype(np.int32)), 1]
+        0, -1, 1, 0, (3**40 + 2**31) % 2**32 - 2**31, 1]
 
 
 def test_bools_follow_aten():
@@ -291,7 +292,7 @@ print(tried)
 
 @pytest.mark.parametrize("isa", ["base", "avx2"])
 def test_other_instruction_sets(isa):
-    if isa not in haian._native.isa_list().split(",") if hasattr(haian._native, "isa_list") else False:
+    if isa not in _native.isa_list().split(","):
         pytest.skip(f"this processor has no {isa}")
     done = subprocess.run([sys.executable, "-c", OTHER], capture_output=True, text=True, timeout=600,
                           env={**os.environ, "HAIAN_CPU_ISA": isa})

@@ -50,6 +50,9 @@ class Enabled:
     def _override(self, name: str, serve: Any) -> None:
         key = name.removeprefix("aten.").removesuffix(".default")
         own = torch.library.get_kernel(f"aten::{key}", "CPU")
+        packet, _, which = name.removeprefix("aten.").partition(".")
+        schema = getattr(getattr(torch.ops.aten, packet), which)._schema
+        tensors = {i for i, a in enumerate(schema.arguments) if str(a.type) == "Tensor"}
         count = self._count
 
         def call(keyset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -57,7 +60,9 @@ class Enabled:
                 result = serve(*args, **kwargs)
             except (Pass, Unsupported) as left:  # refused before anything was written
                 count.left(name, str(left))
-                return own.call_boxed(keyset, *args, **kwargs)
+                # Python sees a number where C++ sees a 0-d tensor
+                boxed = [torch.tensor(a) if i in tensors and not isinstance(a, torch.Tensor) else a for i, a in enumerate(args)]
+                return own.call_boxed(keyset, *boxed, **kwargs)
             count.served(name)
             return result
 

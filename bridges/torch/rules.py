@@ -208,6 +208,8 @@ def _arange(make: Make, start: Any, end: Any, step: Any = 1, *, dtype: Any = Non
         raise Pass("layout, device or pinned memory")
     if dtype is None:
         dtype = torch.int64 if all(isinstance(v, int) for v in (start, end, step)) else torch.get_default_dtype()
+    if dtype not in DTYPES or dtype.is_complex:
+        raise Pass(f"dtype {dtype}")
     n = max(math.ceil((end - start) / step), 0)
     out = make(0, (n,), dtype)
     ops.arange(float(start), float(end), float(step), dtype=DTYPES[dtype], out=wrap(out))

@@ -1,6 +1,6 @@
 """The scalar language: a pointwise operator is one Python function of scalars, read in three ways.
 
-``Body.c_lines`` makes C of it (kernels/cpu/generate.py), ``Body.triton`` a Triton device function, ``Body.evaluate``
+``Body.c_lines`` makes C of it (kernels/cpu/generate.py), ``Body.triton_source`` a Triton device function, ``Body.evaluate``
 float64 values with the largest intermediate magnitude.  Not here: which operators there are (pointwise.py) and loops.
 
 Positional parameters are tensors (annotated ``bool`` where they are boolean whatever the case's dtype), keyword-only ones
@@ -20,7 +20,6 @@ import ast
 import functools
 import inspect
 import itertools
-import linecache
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -148,21 +147,17 @@ class Body:
 
     # ---- (b) Triton ----------------------------------------------------------------------------------------------
     def triton_source(self, truth: bool = False) -> str:
-        """The body as the source of a Triton device function: tensors, then number attributes, all positional."""
+        """The body as the source of a Triton device function over ``m``, kernels/triton/scalar.py; named ``<name>_formula``.
+
+        It takes the tensors (float16 and bfloat16 already float32, boolean parameters as int1) and then the number
+        attributes in schema order, all positional, already in the compute dtype (integers as integers).  Choices and
+        attributes that are None are not parameters.  The result may be of a wider integer type, or int1 where
+        ``boolean``: cast it.  truth: the case's dtype is bool: tensors come as int32 0 or 1, store ``result != 0``.
+        """
         lines = [f"    {name} = {_python(e, truth)}" for name, e in self.steps]
         parameters = ", ".join((*self.tensors, *(a for a, _ in self.attrs)))
         # not the operator's bare name: Triton 3.0 mangles without the module, and exp would be its own m.exp
         return f"def {self.name}_formula({parameters}):\n" + "".join(line + "\n" for line in lines) + f"    return {_python(self.result, truth)}\n"
-
-    def triton(self, truth: bool = False) -> Any:
-        """The body as a ``triton.jit`` device function over kernels/triton/scalar.py.
-
-        Call it with the tensors (float16 and bfloat16 already float32, boolean parameters as int1) and then the number
-        attributes in schema order, already in the compute dtype (integers as integers).  Choices and attributes that are
-        None are not parameters.  The result may be of a wider integer type, or int1 where ``boolean``: cast it.
-        truth: the case's dtype is bool: tensors come as int32 0 or 1, store ``result != 0``.
-        """
-        return _triton(self.triton_source(truth), f"{self.name}_formula")
 
     # ---- (c) float64 ---------------------------------------------------------------------------------------------
     def evaluate(self, *inputs: Any, **attrs: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -225,21 +220,6 @@ def _python(e: Node, truth: bool) -> str:
     if e.op in _NUMPY:
         return f"({a[0]} {e.op} {a[1]})"
     return f"m.{e.op}({', '.join(a)})"
-
-
-@functools.cache
-def _triton(source: str, name: str) -> Any:
-    import triton
-    import triton.language as tl
-
-    from ..triton import scalar
-
-    # triton.jit reads the source through inspect: linecache is where inspect looks for files that do not exist
-    file = f"<haian formula {name} {hash(source) & 0xffffffff:08x}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(True), file)
-    world: dict[str, Any] = {"m": scalar, "tl": tl, "__name__": f"{__name__}.{name}"}
-    exec(compile(source, file, "exec"), world)  # source is what triton_source() printed
-    return triton.jit(world[name])
 
 
 def _evaluate(e: Node, known: dict[str, tuple]) -> tuple:

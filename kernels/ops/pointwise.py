@@ -647,7 +647,7 @@ def _cast_samples() -> list[Sample]:
                   for to in ("float32", "float16", "bfloat16")]
 
 
-op("cast(Tensor x, *, dtype dtype) -> Tensor", family="pointwise", dtypes=ANY, infer=_cast_infer, reference=_quiet(_cast),
+op("cast(Tensor x, *, dtype dtype) -> Tensor", family="pointwise", dtypes=ANY, infer=_cast_infer, rule="same", reference=_quiet(_cast),
    doc="x converted to dtype.  Floats round to nearest even, once; to bool: x != 0; integers wrap.  Float to integer truncates; "
        "NaN and values outside int32 (int64 for int64, uint32, uint64) become that type's least value, then wrap, as C on x86-64 does.",
    budget=Faithful(k=0.5, k_low=0.5), samples=_cast_samples(), formula=cast_formula,

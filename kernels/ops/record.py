@@ -192,7 +192,8 @@ class Op:
         doc: one sentence, then shapes and errors; becomes the docstring.
         dtypes: accepted dtypes of the case dtype, the preferred one first.
         infer: ``infer(*Spec | None, **attrs) -> Spec | tuple[Spec, ...]``; raises ShapeError or DTypeError.
-        rule: name of the native shape rule that equals ``infer`` (``broadcast``, ``same``, ``reduce``); "" runs infer.
+        rule: name of the native shape rule that equals ``infer`` (``broadcast``, ``same``: the first tensor's shape, ``reduce``);
+            "" runs infer.  Result dtypes always come from infer, once a signature.
         reference: NumPy on float64 arrays (integers and bools as they are), independent of ``formula``.
         budget: when a result is right (budget.py, DESIGN section 7).
         samples: arguments to try; real models' shapes named.

@@ -18,22 +18,22 @@ from ...hal.driver import Capabilities
 from ...hal.tensor import Tensor
 from ..ops.record import Spec
 from . import scalar as m
-from .launch import F64, Step, next_power_of_2, programs
+from .launch import F64, Data, Step, next_power_of_2, programs
 from .rows import contiguous, device_of, writable
 from .tiles import FAR, Call, broadcast_steps, dot_takes_float64, reach, run
 
 __all__ = ["KERNELS", "WHEN", "matrix"]
 
 # BLOCK_M queries, BLOCK_N keys, warps, stages by bytes of an element, for heads up to a width: the largest that spill no
-# register on sm80, sm90 and gfx942 (a float mask and causal; one or two registers in a few float32 cells)
+# register on sm80, sm90 and gfx942 under Triton 3.9
 FORWARD = {2: ((64, 128, 64, 8, 3), (128, 128, 64, 8, 3), (256, 64, 32, 8, 2), (512, 32, 16, 8, 1)),
            4: ((64, 64, 32, 8, 2), (128, 32, 32, 8, 2), (256, 32, 16, 4, 1), (512, 16, 16, 4, 1)),
            8: ((64, 32, 16, 4, 1), (128, 16, 16, 4, 1), (256, 16, 16, 4, 1), (512, 16, 16, 8, 1))}
-DQUERY = {2: ((64, 64, 32, 4, 2), (128, 64, 32, 8, 2), (256, 32, 16, 8, 1), (512, 16, 16, 8, 1)),
+DQUERY = {2: ((64, 64, 32, 4, 2), (128, 64, 32, 8, 2), (256, 32, 16, 4, 1), (512, 16, 16, 8, 1)),
           4: ((64, 32, 32, 4, 1), (128, 32, 16, 4, 1), (256, 16, 16, 4, 1), (512, 16, 16, 8, 1)),
           8: ((64, 16, 16, 4, 1), (128, 16, 16, 4, 1), (256, 16, 16, 8, 1), (512, 16, 16, 8, 1))}
 DKEY = {2: ((64, 32, 32, 4, 2), (128, 32, 32, 4, 2), (256, 32, 16, 4, 1), (512, 16, 16, 8, 1)),
-        4: ((64, 16, 32, 4, 1), (128, 16, 16, 8, 1), (256, 16, 16, 8, 1), (512, 16, 16, 8, 1)),
+        4: ((64, 32, 16, 8, 1), (128, 16, 16, 8, 1), (256, 16, 16, 8, 1), (512, 16, 16, 8, 1)),
         8: ((64, 16, 16, 4, 1), (128, 16, 16, 4, 1), (256, 16, 16, 8, 1), (512, 16, 16, 8, 1))}
 WIDEST = 512  # E and V: what registers and shared memory hold of one row
 SPLIT_KEYS = 256  # keys of one part, at least, where a few queries see many
@@ -370,9 +370,9 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out
         rows = b * h * n_q
         target, target_lse = device_of(query).empty((splits, rows, v), kind), device_of(query).empty((splits, rows), kind)
         o_steps, z_steps = (h * n_q * v, n_q * v, v, rows * v), (h * n_q, n_q, 1, rows)
-        args = (target, target_lse, out, query if lse is None else lse, h, n_q, splits, rows, v, *o, *z)
+        args = (target, target_lse, out, query if lse is None else lse, *map(Data, (h, n_q, splits)), rows, v, *o, *z)
         second = Call(combine_kernel, rows, args, 4, 3, {"LSE": lse is not None, "BLOCK_V": sizes["BLOCK_V"]})
-    args = (query, key, value, query if mask is None else mask, target, target_lse, h, n_q, n_k, groups, chunk, splits, e, v, *q,
+    args = (query, key, value, query if mask is None else mask, target, target_lse, Data(h), Data(n_q), n_k, Data(groups), chunk, Data(splits), e, v, *q,
             *_steps(key), *_steps(value), *s_mask[:2], *map(Step, s_mask[2:]), *o_steps, *z_steps, _scale(query, scale))
     return Call(forward_kernel, tiles * splits, args, warps, stages,
                 {**common, "LSE": lse is not None or splits > 1, **sizes}), second
@@ -391,12 +391,12 @@ def _backward(dy: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor
     inputs = (dy, query, key, value, lse, delta, query if mask is None else mask)
     steps = (*_steps(dy), *_steps(query), *_steps(key), *_steps(value), *_steps(lse), *s_mask[:2], *map(Step, s_mask[2:]))
     block = min(32, max(16, next_power_of_2(n_q)))  # rows of a program of delta
-    return (Call(delta_kernel, programs(n_q, block) * b * h, (dy, out, delta, h, n_q, v, *_steps(dy), *_steps(out)), 4, 3,
+    return (Call(delta_kernel, programs(n_q, block) * b * h, (dy, out, delta, Data(h), Data(n_q), v, *_steps(dy), *_steps(out)), 4, 3,
                  {"FAR": far, "BLOCK_M": block, "BLOCK_V": sizes["BLOCK_V"]}),
             Call(dquery_kernel, programs(n_q, sizes["BLOCK_M"]) * b * h,
-                 (*inputs, dq, h, groups, n_q, n_k, e, v, *steps, *_steps(dq), _scale(query, scale)), warps, stages, {**common, **sizes}),
+                 (*inputs, dq, Data(h), Data(groups), Data(n_q), n_k, e, v, *steps, *_steps(dq), _scale(query, scale)), warps, stages, {**common, **sizes}),
             Call(dkey_dvalue_kernel, programs(n_k, key_sizes["BLOCK_N"]) * b * g,
-                 (*inputs, dk, dv, g, groups, n_q, n_k, e, v, *steps, *_steps(dk), *_steps(dv), _scale(query, scale)), key_warps, key_stages,
+                 (*inputs, dk, dv, Data(g), Data(groups), Data(n_q), n_k, e, v, *steps, *_steps(dk), *_steps(dv), _scale(query, scale)), key_warps, key_stages,
                  {**common, **key_sizes}))
 
 

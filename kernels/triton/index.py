@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ...hal.errors import IndexOutOfBounds
 from ...hal.tensor import Tensor
-from .launch import F64, I64, capped, launch, next_power_of_2, programs
+from .launch import F64, I64, Data, capped, launch, next_power_of_2, programs
 from .rows import contiguous, cut, device_of, writable
 
 __all__ = ["KERNELS", "first_outside", "matrix"]
@@ -63,9 +63,8 @@ def first_outside(index: Tensor, size: int, ignore: int | None = None) -> tuple[
     blocks = programs(n, TILE)
     grid = min(capped(device, blocks), CHECKS)
     found = device.empty((grid,), "int64" if far else "int32")
-    wide = I64 if index.itemsize == 8 else int
-    size = size if index.itemsize == 8 else min(size, FAR - 1)  # an int32 index is below any larger size
-    launch(outside_kernel, (grid,), index, found, I64(n) if far else n, wide(size), wide(ignore or 0), I64(blocks) if far else blocks,
+    size = size if index.itemsize == 8 else min(size, 2**31 - 1)  # an int32 index is below any larger size
+    launch(outside_kernel, (grid,), index, found, I64(n) if far else n, Data(size), Data(ignore or 0), I64(blocks) if far else blocks,
            IGNORE=ignore is not None, FAR=far, BLOCK=TILE)
     if grid > 1:
         launch(least_kernel, (1,), found, grid, num_warps=1, BLOCK=CHECKS)
@@ -243,7 +242,7 @@ def _add_rows(x: Tensor | None, index: Tensor, source: Tensor, y: Tensor, shape:
     blocks = programs(n, block_n) * blocks_c
     acc = _ACC.get(y.dtype.name, tl.float32)
     launch(add_rows_kernel, (capped(device_of(y), blocks),), y if x is None else x, index, source, y, n, length, inner, columns,
-           _alpha(alpha, acc), I64(skip or 0) if index.itemsize == 8 else skip or 0, blocks, blocks_c, GIVEN=x is not None,
+           _alpha(alpha, acc), Data(skip or 0), blocks, blocks_c, GIVEN=x is not None,
            SKIP=skip is not None, FAR=_far(columns * n, columns * length), BLOCK_N=block_n, BLOCK_C=block_c,
            BLOCK_J=min(next_power_of_2(length), 512), ACC=acc)
 
@@ -303,7 +302,7 @@ KERNELS = {"embedding": embedding, "embedding_dense_backward": embedding_dense_b
 def matrix() -> Iterator[tuple[str, Any, tuple, dict[str, Any], int]]:
     """Typical signatures: (name, kernel, signature, constants, num_warps), for launch.compile_for."""
     i32, some = ("i32", False), ("i32", True)
-    yield "outside_i64", outside_kernel, (("*i64", True), ("*i32", True), some, ("i64", False), ("i64", True), i32), \
+    yield "outside_i64", outside_kernel, (("*i64", True), ("*i32", True), some, i32, i32, i32), \
         {"IGNORE": False, "FAR": False, "BLOCK": TILE}, 4
     yield "least", least_kernel, (("*i32", True), i32), {"BLOCK": CHECKS}, 1
     for name, t, each, rows in (("embedding_f32", "*fp32", False, 1), ("embedding_bf16", "*bf16", False, 1), ("gather_f32", "*fp32", True, TILE)):
@@ -312,7 +311,7 @@ def matrix() -> Iterator[tuple[str, Any, tuple, dict[str, Any], int]]:
     for t, acc in (("*fp32", tl.float32), ("*fp16", tl.float32), ("*i8", tl.int32)):
         number = "fp32" if acc == tl.float32 else "i32"
         yield f"add_rows_{t[1:]}", add_rows_kernel, \
-            ((t, True), ("*i64", True), (t, True), (t, True), some, some, some, some, (number, False), ("i64", True), i32, i32), \
+            ((t, True), ("*i64", True), (t, True), (t, True), some, some, some, some, (number, False), i32, i32, i32), \
             {"GIVEN": True, "SKIP": False, "FAR": False, "BLOCK_N": 8, "BLOCK_C": 256, "BLOCK_J": 512, "ACC": acc}, 4
         yield f"add_each_{t[1:]}", add_each_kernel, ((t, True), ("*i64", True), (t, True), (t, True), some, some, some, some, i32, i32), \
             {"FAR": False, "BLOCK_N": 16, "BLOCK_C": 64, "BLOCK_J": 4, "ACC": acc}, 4

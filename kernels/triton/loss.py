@@ -16,7 +16,7 @@ from ...hal.errors import IndexOutOfBounds
 from ...hal.tensor import Tensor
 from . import scalar as m
 from .index import first_outside
-from .launch import F64, I64, Step, capped, launch, next_power_of_2, programs
+from .launch import F64, Data, Step, capped, launch, next_power_of_2, programs
 from .rows import contiguous, device_of, writable
 from .shape import full
 
@@ -195,10 +195,10 @@ def _losses(name: str, x: Tensor, target: Tensor, weight: Tensor | None, reducti
         constants = {"WEIGHTED": w is not None, "REDUCE": reduce, "FAR": far}
         grid = (capped(device, blocks),)
         if smoothing is None:
-            launch(nll_kernel, grid, *args, step_n, step_c, I64(ignore), blocks, BLOCK=block, **constants)
+            launch(nll_kernel, grid, *args, step_n, step_c, Data(ignore), blocks, BLOCK=block, **constants)
         else:
             number = F64 if wide else float
-            launch(cross_entropy_kernel, grid, *args, classes, step_n, step_c, I64(ignore), number(1.0 - smoothing),
+            launch(cross_entropy_kernel, grid, *args, classes, step_n, step_c, Data(ignore), number(1.0 - smoothing),
                    number(smoothing / classes if classes else 0.0), blocks, SMOOTH=smoothing != 0.0, BLOCK_R=block, BLOCK_C=block_c,
                    **constants)
         if reduce:
@@ -234,7 +234,7 @@ def nll_loss_backward(dy: Tensor, x: Tensor, target: Tensor, weight: Tensor | No
     blocks = programs(n, block_r) * blocks_c
     w = target if weight is None else contiguous(weight)
     with writable(out) as dx:
-        launch(backward_kernel, (capped(device_of(x), blocks),), contiguous(dy), target, w, total_weight, dx, n, classes, I64(ignore_index), blocks,
+        launch(backward_kernel, (capped(device_of(x), blocks),), contiguous(dy), target, w, total_weight, dx, n, classes, Data(ignore_index), blocks,
                blocks_c, WEIGHTED=weight is not None, EACH=reduction == "none" and x.ndim == 2, MEAN=reduction == "mean",
                FAR=(n + block_r) * classes + block_c >= FAR, BLOCK_R=block_r, BLOCK_C=block_c)
 
@@ -249,12 +249,12 @@ def matrix() -> Iterator[tuple[str, Any, tuple, dict[str, Any], int]]:
     for t, part in (("*fp32", "*fp32"), ("*bf16", "*fp32"), ("*fp64", "*fp64")):
         common = ((t, True), ("*i64", True), (t, True), (part, True), (part, True), some)
         number = (part[1:], False)
-        yield f"nll_{t[1:]}", nll_kernel, (*common, some, one, ("i64", False), i32), {"WEIGHTED": True, "REDUCE": True, "FAR": False, "BLOCK": TILE}, 4
+        yield f"nll_{t[1:]}", nll_kernel, (*common, some, one, i32, i32), {"WEIGHTED": True, "REDUCE": True, "FAR": False, "BLOCK": TILE}, 4
         for smooth in (False, True):
             yield f"cross_entropy_{'smooth_' if smooth else ''}{t[1:]}", cross_entropy_kernel, \
-                (*common, some, some, one, ("i64", False), number, number, i32), \
+                (*common, some, some, one, i32, number, number, i32), \
                 {"WEIGHTED": smooth, "SMOOTH": smooth, "REDUCE": True, "FAR": False, "BLOCK_R": 1, "BLOCK_C": 2 * TILE}, 4
-        yield f"nll_backward_{t[1:]}", backward_kernel, ((t, True), ("*i64", True), ("*i64", True), (t, True), (t, True), some, some, ("i64", False), i32, i32), \
+        yield f"nll_backward_{t[1:]}", backward_kernel, ((t, True), ("*i64", True), ("*i64", True), (t, True), (t, True), some, some, i32, i32, i32), \
             {"WEIGHTED": False, "EACH": False, "MEAN": True, "FAR": False, "BLOCK_R": 1, "BLOCK_C": TILE}, 4
         yield f"loss_reduce_{t[1:]}", reduce_kernel, ((part, True), (part, True), (t, True), (t, True), i32), \
             {"MEAN": True, "TOTAL": False, "BLOCK": 128}, 4

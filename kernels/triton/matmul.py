@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ...hal.driver import Capabilities
 from ...hal.tensor import Tensor
-from .launch import F64, Step, next_power_of_2, programs
+from .launch import F64, Data, Step, next_power_of_2, programs
 from .rows import device_of
 from .tiles import FAR, Call, broadcast_steps, dot_takes_float64, reach, run, stages_within
 
@@ -32,7 +32,7 @@ TILES = {
         (16, 128, 64, 4, 4),
         (16, 64, 128, 4, 4)),
     4: ((128, 128, 16, 8, 3),
-        (64, 64, 32, 4, 3),
+        (64, 64, 16, 4, 3),
         (32, 64, 32, 4, 3),
         (32, 32, 32, 4, 3),
         (16, 64, 32, 4, 3),
@@ -202,12 +202,12 @@ def _plan(a: Tensor, b: Tensor, x: Tensor | None, c: Tensor, alpha: float, beta:
         first = (a, b) if n == 1 else (b, a)
         swap = batches[0:4] if n == 1 else batches[2:4] + batches[0:2]
         steps = (am, ak, bk, xm, cm) if n == 1 else (bn, bk, ak, xn, cn)
-        args = (*first, added, c, rows, k, inner.size, *map(Step, steps), *swap, *batches[4:], *scalars)
+        args = (*first, added, c, rows, k, Data(inner.size), *map(Step, steps), *swap, *batches[4:], *scalars)
         return Call(vector_kernel, programs(rows, block_r) * outer.size * inner.size, args, 4, 3,
                     constants | {"BLOCK_R": block_r, "BLOCK_K": block_k})
     item = c.itemsize
     block_m, block_n, block_k, warps, stages = tile_for(item, m, n, k, outer.size * inner.size, facts.multiprocessors)
-    args = (a, b, added, c, m, n, k, inner.size, *map(Step, (am, ak, bk, bn, xm, xn, cm, cn)), *batches, *scalars)
+    args = (a, b, added, c, m, n, k, Data(inner.size), *map(Step, (am, ak, bk, bn, xm, xn, cm, cn)), *batches, *scalars)
     precision = None if item == 2 else facts.reduced_matmul if item == 4 and facts.reduced_matmul == "tf32" else "ieee"
     constants |= {"DOT": item < 8 or dot_takes_float64(), "PRECISION": precision, "BLOCK_M": block_m, "BLOCK_N": block_n,
                   "BLOCK_K": block_k, "GROUP_M": GROUP_M}

@@ -23,10 +23,10 @@ from ...hal.registry import at as device_at
 from ...hal.tensor import Tensor
 from ..ops import OPS, formula
 from ..ops.record import Op
-from . import convert
+from . import convert, scalar
 from .launch import F64, I64, Data, Step, by_signature, capped, lacks, launch, next_power_of_2, programs
 
-__all__ = ["KERNELS", "WHEN", "elementwise", "matrix", "move"]
+__all__ = ["KERNELS", "WHEN", "device_function", "elementwise", "matrix", "move"]
 
 BLOCK = 1024  # elements a program holds: 8 a thread at 4 warps of 32, two 16-byte loads of float32
 _UINT8 = BY_NAME["uint8"]
@@ -77,7 +77,7 @@ def _read_loop(body: formula.Body, dtype: DType) -> Loop:
         value += ".to(tl.int8)"
     else:
         value += f".to(tl.{dtype.name})"
-    return Loop(body.name, operands, attrs, "" if dtype.is_floating else compute, loads, value, body.triton(truth))
+    return Loop(body.name, operands, attrs, "" if dtype.is_floating else compute, loads, value, device_function(body, truth))
 
 
 @cache
@@ -136,16 +136,31 @@ def _tile(loop: Loop, batch: int) -> Any:
                                                            "BLOCK_C: tl.constexpr"], lines)
 
 
+def _printed(text: str, name: str, world: dict[str, Any]) -> Any:
+    """A jitted function from text that this file or formula.py printed."""
+    # triton.jit reads the source through inspect: linecache is where inspect looks for files that do not exist
+    file = f"<haian {name} {zlib.crc32(text.encode()):08x}>"
+    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+    found = {"tl": tl, "__name__": f"{__name__}.{name}", **world}
+    exec(compile(text, file, "exec"), found)
+    return triton.jit(found[name])
+
+
+def device_function(body: formula.Body, truth: bool = False) -> Any:
+    """A formula as a device function; how to call it: ``Body.triton_source``."""
+    return _device_function(body.triton_source(truth), f"{body.name}_formula")
+
+
+@cache
+def _device_function(text: str, name: str) -> Any:
+    return _printed(text, name, {"m": scalar})
+
+
 def _kernel(loop: Loop, name: str, parameters: list[str], lines: list[str]) -> Any:
     first = [f"{a} = {a}.to(tl.{loop.convert})" for a in loop.attrs if loop.convert]
     heads = [f"{n}_ptr" for n in (*loop.operands, "out")]
     text = f"def {name}({', '.join([*heads, *loop.attrs, *parameters])}):\n" + "".join(f"    {line}\n" for line in (*first, *lines))
-    # triton.jit reads the source through inspect: linecache is where inspect looks for files that do not exist
-    file = f"<haian kernel {name} {zlib.crc32(text.encode()):08x}>"
-    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
-    world: dict[str, Any] = {"tl": tl, "f": loop.function, "convert": convert, "__name__": f"{__name__}.{name}"}
-    exec(compile(text, file, "exec"), world)  # text is what this function printed
-    return triton.jit(world[name])
+    return _printed(text, name, {"f": loop.function, "convert": convert})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ...hal.device import Device
 from ...hal.tensor import Tensor
-from .launch import Step, launch, signature_of
+from .launch import Data, Step, launch, signature_of
 
 __all__ = ["FAR", "Call", "broadcast_steps", "dot_takes_float64", "reach", "run", "stages_within"]
 
@@ -30,15 +30,15 @@ class Call(NamedTuple):
     @property
     def signature(self) -> tuple[tuple[str, bool], ...]:
         """As launch.compile_for takes it."""
-        return signature_of((*self.args, 0))
+        return signature_of((*self.args, Data(0)))
 
 
 def run(device: Device, call: Call) -> None:
     """Launch a call, in several pieces where the device's grid is smaller than the number of tiles."""
     facts = device.capabilities
-    piece = max(min(facts.max_grid[0], facts.max_grid_product) // 16 * 16, 1)  # keeps ``first`` a multiple of 16: one compilation
+    piece = min(facts.max_grid[0], facts.max_grid_product)
     for first in range(0, call.tiles, piece):
-        launch(call.kernel, (min(piece, call.tiles - first),), *call.args, first, num_warps=call.num_warps, num_stages=call.num_stages,
+        launch(call.kernel, (min(piece, call.tiles - first),), *call.args, Data(first), num_warps=call.num_warps, num_stages=call.num_stages,
                **call.constants)
 
 

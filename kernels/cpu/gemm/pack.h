@@ -1,7 +1,7 @@
 /* Packing of one (source dtype, kind): copies n rows of k values into panels, dst[panel][group][row in panel].
  * Included once per pair with P_(name), P_SRC, P_GROUP (packed element) defined, and where they are not the default
- * P_KG (values of k in a group, 1), P_MR (ROWS), P_ONE(p, s) (the group of p[0], p[s], ...: p[0]), P_RUN(dst, p, groups)
- * (groups from contiguous values: a copy; else P_RAW is 0 too); undefines them.
+ * P_KG (values of k in a group, 1), P_MR (ROWS), P_ONE(p, s) (the group of p[0], p[s], ...: p[0]),
+ * P_RUN(dst, p, groups) (groups from contiguous values: a copy; else P_RAW is 0 too); undefines them.
  * The destination needs VBYTES of slack behind its end, and panels must be packed in increasing order. */
 #ifndef P_KG
 #define P_KG 1
