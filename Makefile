@@ -31,7 +31,9 @@ test: build lint
 lint: build
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h' '*.cpp')
-	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p haian
+	rm -rf build/typing && mkdir -p build/typing/haian
+	ln -s $(CURDIR)/src/haian/* $(addprefix $(CURDIR)/,hal kernels adapters conformance bench bridges reporting) build/typing/haian/
+	cd build/typing && MYPYPATH=. $(abspath $(VENV))/bin/mypy --config-file $(CURDIR)/pyproject.toml -p haian
 
 bench: build
 	$(VENV)/bin/haian bench run --suite full --threads 1,all --report report/bench

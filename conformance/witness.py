@@ -277,7 +277,8 @@ def _over_torch(torch: Any, op: Op, fn: Callable) -> Callable:
         return getattr(torch, to_dtype(d).name)
 
     def to(x: np.ndarray) -> Any:
-        plain = np.array(x, order="C") if any(s < 0 for s in x.strides) or x.dtype.name == "bfloat16" else x
+        kept = x.flags.writeable and min(x.strides, default=0) >= 0 and x.dtype.name != "bfloat16"  # what torch can share
+        plain = x if kept else np.array(x, order="C")
         if plain.dtype.name == "bfloat16":
             return torch.from_numpy(plain.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(plain)

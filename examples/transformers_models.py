@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import sys
 
+import haian.bridges.torch as ht
 import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
-
-import haian.bridges.torch as ht
 
 BATCH, LENGTH, LIMIT, SHARE = 4, 64, 2.0, 0.95
 

@@ -5,11 +5,12 @@ import gc
 import inspect
 import threading
 
-import haian
 import numpy as np
 import pytest
 from haian.hal.errors import AliasError, ArgumentError, DTypeError, ShapeError
 from haian.kernels.ops import OPS
+
+import haian
 
 ops = haian.ops
 

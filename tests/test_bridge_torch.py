@@ -4,7 +4,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import haian
 import pytest
 from haian.hal.errors import ArgumentError
 
@@ -122,7 +121,7 @@ def test_calls_left_to_torch_are_right_and_counted():
         s = torch.exp(torch.tensor([[1.0, 2.0]]).to_sparse().to_dense())
     assert z.tolist() == [2, 2] and s.shape == (1, 2)
     assert on.passed["aten.add.Tensor"] == 1 and on.hits["aten.add.Tensor"] == 0
-    assert "1 passed on" in str(on)
+    assert "passed on" in str(on) and any(n == "aten.add.Tensor" for n, _ in on.reasons)
 
 
 def test_errors_are_still_errors():

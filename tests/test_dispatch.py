@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import logging
 
-import haian
 import numpy as np
 import pytest
 from haian.hal.errors import ArgumentError, Unsupported
 from haian.kernels import dispatch
 from haian.kernels.ops import OPS
+
+import haian
 
 ops = haian.ops
 

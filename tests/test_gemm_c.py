@@ -1,5 +1,5 @@
-"""Matrix products and attention on the host: every record against its reference, sizes one past each tile, layouts, exact
-integers, and that bits depend on neither threads nor how C is cut into tiles.  Not here: speed (bench/), other devices.
+"""Matrix products and attention on the host: every record against its reference, sizes one past each tile, layouts,
+exact integers, and that bits depend on neither threads nor how C is cut into tiles.  Not here: speed, other devices.
 """
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_sizes_and_layouts(dtype, a_layout):
 
 @pytest.mark.parametrize("dtype", [np.float32, BF16, np.float64], ids=str)
 def test_integers_come_back_exactly(dtype):
-    """sum |a b| < 2^24, with a of up to 12 bits where the dtype holds them: reduced inputs or a lost term would show."""
+    """sum |a b| < 2^24, a of up to 12 bits where the dtype holds them: reduced inputs or a lost term would show."""
     rng = rng_of("exact", np.dtype(dtype))
     for m, n, k in SIZES:
         high = int(min(200 if np.dtype(dtype) == BF16 else 4000, 2**24 / 3 / max(k, 1)))
@@ -131,11 +131,13 @@ def test_attention_equals_torch():
     torch = pytest.importorskip("torch")
     rng = rng_of("torch")
     for causal, mask in ((False, None), (True, None), (False, "bool"), (False, "float")):
-        q, k, v = (rng.standard_normal(s).astype(np.float32) for s in ((2, 3, 70, 24), (2, 3, 300, 24), (2, 3, 300, 24)))
-        m = {None: None, "bool": rng.random((2, 1, 70, 300)) < 0.5, "float": rng.standard_normal((70, 300)).astype("f")}[mask]
+        q, k, v = (rng.standard_normal((2, 3, n, 24)).astype(np.float32) for n in (70, 300, 300))
+        m = {None: None, "bool": rng.random((2, 1, 70, 300)) < 0.5,
+             "float": rng.standard_normal((70, 300)).astype("f")}[mask]
         y = run("scaled_dot_product_attention", q, k, v, m, is_causal=causal)
         want = torch.nn.functional.scaled_dot_product_attention(
-            *(torch.from_numpy(t) for t in (q, k, v)), attn_mask=None if m is None else torch.from_numpy(m), is_causal=causal)
+            *(torch.from_numpy(t) for t in (q, k, v)), attn_mask=None if m is None else torch.from_numpy(m),
+            is_causal=causal)
         np.testing.assert_allclose(y, want.numpy(), rtol=2e-5, atol=2e-6)
 
 

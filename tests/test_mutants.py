@@ -28,6 +28,7 @@ def test_numpy_is_not_refused():
     assert all(x["result"] == "pass" for x in lines)
 
 
+@pytest.mark.filterwarnings("ignore:var")
 def test_torch_is_not_refused():
     pytest.importorskip("torch")
     bad, lines = refused(witness.torch_target())

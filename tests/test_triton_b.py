@@ -18,7 +18,6 @@ import pytest
 
 pytest.importorskip("triton")
 
-import haian
 from haian.conformance.compare import judge
 from haian.hal.driver import Capabilities
 from haian.hal.errors import IndexOutOfBounds
@@ -26,6 +25,8 @@ from haian.kernels.dispatch import counters
 from haian.kernels.ops import OPS, draw
 from haian.kernels.triton import attention, index, loss, matmul, tiles
 from haian.kernels.triton.launch import build
+
+import haian
 
 ops = haian.ops
 NAMES = [n for n, o in OPS.items() if o.family in ("matmul", "attention", "index", "loss")]

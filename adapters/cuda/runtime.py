@@ -10,7 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 from ...hal.driver import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, PEER, Capabilities, Copy, Driver, Launch
-from ...hal.errors import ArgumentError, DeviceLost, EnvironmentMissing, HaianError, InternalError, InvalidHandle, NotReady, OutOfMemory, Timeout, Unsupported
+from ...hal.errors import (
+    ArgumentError,
+    DeviceLost,
+    EnvironmentMissing,
+    HaianError,
+    InternalError,
+    InvalidHandle,
+    NotReady,
+    OutOfMemory,
+    Timeout,
+    Unsupported,
+)
 
 __all__ = ["CudaDriver"]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ...hal.errors import ArgumentError, EnvironmentMissing, Unsupported
+from ...hal.errors import ArgumentError, DTypeError, EnvironmentMissing, Unsupported
 
 try:
     import torch
@@ -20,9 +20,9 @@ except ModuleNotFoundError as missing:
 if not hasattr(torch.library, "get_kernel"):
     raise EnvironmentMissing(f"haian.bridges.torch: PyTorch {torch.__version__} has no torch.library.get_kernel; needs 2.9 or newer")
 
-from ..common import Hits, Pass  # noqa: E402  torch first: its absence has the clearer error
-from .census import Census  # noqa: E402
-from .overloads import aten_table  # noqa: E402
+from ..common import Hits, Pass
+from .census import Census
+from .overloads import aten_table
 
 __all__ = ["Census", "Enabled", "aten_table", "enable"]
 
@@ -58,7 +58,7 @@ class Enabled:
         def call(keyset: Any, *args: Any, **kwargs: Any) -> Any:
             try:
                 result = serve(*args, **kwargs)
-            except (Pass, Unsupported) as left:  # refused before anything was written
+            except (Pass, Unsupported, DTypeError) as left:  # refused before anything was written
                 count.left(name, str(left))
                 # Python sees a number where C++ sees a 0-d tensor
                 boxed = [torch.tensor(a) if i in tensors and not isinstance(a, torch.Tensor) else a for i, a in enumerate(args)]

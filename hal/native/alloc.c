@@ -11,7 +11,9 @@
 enum { MIN_SHIFT = 6, STEPS = 4, N_CLASSES = (48 - MIN_SHIFT) * STEPS };
 #define HUGE ((size_t)2 << 20) /* from here on blocks start on a huge page: fewer faults and TLB misses */
 
-typedef struct block { struct block *next; } block;
+typedef struct block {
+  struct block *next;
+} block;
 
 typedef struct size_class {
   atomic_flag lock;
@@ -49,7 +51,8 @@ static uint64_t cache_limit(void) {
   uint64_t v = atomic_load_explicit(&limit, memory_order_relaxed);
   if (!v) {
     const char *given = getenv("HAIAN_HOST_CACHE_BYTES");
-    v = given ? strtoull(given, NULL, 10) + 1 : (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGE_SIZE) / 4 + 1;
+    v = given ? strtoull(given, NULL, 10) + 1
+              : (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGE_SIZE) / 4 + 1;
     atomic_store_explicit(&limit, v, memory_order_relaxed);
   }
   return v;

@@ -1,8 +1,13 @@
 /* DLPack in and out, versions 0 ("dltensor") and 1 ("dltensor_versioned").  Struct layout: the DLPack 1.0 specification. */
 #include "py_tensor.h"
 
-typedef struct { int32_t type, id; } dl_device;
-typedef struct { uint8_t code, bits; uint16_t lanes; } dl_dtype;
+typedef struct {
+  int32_t type, id;
+} dl_device;
+typedef struct {
+  uint8_t code, bits;
+  uint16_t lanes;
+} dl_dtype;
 typedef struct {
   void *data;
   dl_device device;
@@ -27,14 +32,18 @@ typedef struct dl_versioned {
 
 /* (type code, bits) of DLPack by haian code; the numbers of hal/dtype.py */
 static const dl_dtype dl_of[HAIAN_DTYPE_END] = {
-    [HAIAN_BOOL] = {6, 8, 1}, [HAIAN_U8] = {1, 8, 1}, [HAIAN_U16] = {1, 16, 1}, [HAIAN_U32] = {1, 32, 1}, [HAIAN_U64] = {1, 64, 1},
-    [HAIAN_I8] = {0, 8, 1}, [HAIAN_I16] = {0, 16, 1}, [HAIAN_I32] = {0, 32, 1}, [HAIAN_I64] = {0, 64, 1}, [HAIAN_F16] = {2, 16, 1},
-    [HAIAN_BF16] = {4, 16, 1}, [HAIAN_F32] = {2, 32, 1}, [HAIAN_F64] = {2, 64, 1}, [HAIAN_F8E4M3] = {10, 8, 1},
-    [HAIAN_F8E5M2] = {12, 8, 1}, [HAIAN_C64] = {5, 64, 1}, [HAIAN_C128] = {5, 128, 1}};
+    [HAIAN_BOOL] = {6, 8, 1},  [HAIAN_U8] = {1, 8, 1},      [HAIAN_U16] = {1, 16, 1},    [HAIAN_U32] = {1, 32, 1},
+    [HAIAN_U64] = {1, 64, 1},  [HAIAN_I8] = {0, 8, 1},      [HAIAN_I16] = {0, 16, 1},    [HAIAN_I32] = {0, 32, 1},
+    [HAIAN_I64] = {0, 64, 1},  [HAIAN_F16] = {2, 16, 1},    [HAIAN_BF16] = {4, 16, 1},   [HAIAN_F32] = {2, 32, 1},
+    [HAIAN_F64] = {2, 64, 1},  [HAIAN_F8E4M3] = {10, 8, 1}, [HAIAN_F8E5M2] = {12, 8, 1}, [HAIAN_C64] = {5, 64, 1},
+    [HAIAN_C128] = {5, 128, 1}};
 
 /* What a capsule keeps alive: the tensor, and room for shape and strides. */
 typedef struct {
-  union { dl_managed v0; dl_versioned v1; };
+  union {
+    dl_managed v0;
+    dl_versioned v1;
+  };
   int64_t dims[2 * HAIAN_MAX_RANK];
   PyObject *tensor;
 } exported;
@@ -107,20 +116,29 @@ static PyObject *py_from_dlpack(PyObject *m, PyObject *args) {
   int versioned = PyCapsule_IsValid(capsule, "dltensor_versioned");
   if (versioned) {
     dl_versioned *v = PyCapsule_GetPointer(capsule, "dltensor_versioned");
-    if (v->major != 1) return haian_raise_text(HAIAN_VERSION_MISMATCH, "from_dlpack: DLPack version %u.%u; haian reads 0 and 1", v->major, v->minor);
+    if (v->major != 1)
+      return haian_raise_text(HAIAN_VERSION_MISMATCH, "from_dlpack: DLPack version %u.%u; haian reads 0 and 1",
+                              v->major, v->minor);
     d = &v->t;
     managed = v;
   } else {
     dl_managed *v = PyCapsule_IsValid(capsule, "dltensor") ? PyCapsule_GetPointer(capsule, "dltensor") : NULL;
-    if (!v) return haian_raise_text(HAIAN_INVALID_HANDLE, "from_dlpack: not a DLPack capsule, or one already consumed; ask the producer for a new one");
+    if (!v)
+      return haian_raise_text(
+          HAIAN_INVALID_HANDLE,
+          "from_dlpack: not a DLPack capsule, or one already consumed; ask the producer for a new one");
     d = &v->t;
     managed = v;
   }
   int code = 0;
   for (int i = 1; i < HAIAN_DTYPE_END; i++)
     if (dl_of[i].code == d->dtype.code && dl_of[i].bits == d->dtype.bits && d->dtype.lanes == 1) code = i;
-  if (!code) return haian_raise_text(HAIAN_DTYPE, "from_dlpack: dtype (code %d, %d bits, %d lanes) is not one of haian's", d->dtype.code, d->dtype.bits, d->dtype.lanes);
-  if (d->ndim < 0 || d->ndim > HAIAN_MAX_RANK) return haian_raise_text(HAIAN_SHAPE, "from_dlpack: %d axes; haian tensors have at most %d", d->ndim, HAIAN_MAX_RANK);
+  if (!code)
+    return haian_raise_text(HAIAN_DTYPE, "from_dlpack: dtype (code %d, %d bits, %d lanes) is not one of haian's",
+                            d->dtype.code, d->dtype.bits, d->dtype.lanes);
+  if (d->ndim < 0 || d->ndim > HAIAN_MAX_RANK)
+    return haian_raise_text(HAIAN_SHAPE, "from_dlpack: %d axes; haian tensors have at most %d", d->ndim,
+                            HAIAN_MAX_RANK);
   haian_py_tensor *r = haian_tensor_new();
   if (!r) return NULL;
   int64_t step = 1;
@@ -143,8 +161,9 @@ static PyObject *py_from_dlpack(PyObject *m, PyObject *args) {
   return (PyObject *)r;
 }
 
-static PyMethodDef methods[] = {
-    {"to_dlpack", py_to_dlpack, METH_VARARGS, "to_dlpack(tensor, versioned, dl_device_type, dl_device_id, flags=0) -> capsule."},
-    {"from_dlpack", py_from_dlpack, METH_VARARGS, "from_dlpack(capsule, device_index) -> Tensor; consumes the capsule."},
-    {0}};
+static PyMethodDef methods[] = {{"to_dlpack", py_to_dlpack, METH_VARARGS,
+                                 "to_dlpack(tensor, versioned, dl_device_type, dl_device_id, flags=0) -> capsule."},
+                                {"from_dlpack", py_from_dlpack, METH_VARARGS,
+                                 "from_dlpack(capsule, device_index) -> Tensor; consumes the capsule."},
+                                {0}};
 int haian_init_dlpack(PyObject *module) { return PyModule_AddFunctions(module, methods); }

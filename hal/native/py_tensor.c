@@ -31,10 +31,8 @@ static void tensor_dealloc(PyObject *self) {
   haian_py_tensor *t = (haian_py_tensor *)self;
   if (t->block) haian_host_free(t->block, t->block_bytes);
   if (t->owner) Py_CLEAR(t->owner);
-  if (n_spare < N_SPARE)
-    spare[n_spare++] = t;
-  else
-    PyObject_Free(t);
+  if (n_spare < N_SPARE) spare[n_spare++] = t;
+  else PyObject_Free(t);
   Py_DECREF(haian_tensor_type);
 }
 
@@ -129,7 +127,8 @@ haian_py_tensor *haian_tensor_empty(int32_t dtype, int32_t ndim, const int64_t *
   r->block = haian_host_alloc(r->block_bytes);
   if (!r->block) {
     Py_DECREF(r);
-    haian_raise_text(HAIAN_OUT_OF_MEMORY, "cpu:0: %lld bytes asked for, the system has none left; free tensors or use smaller ones",
+    haian_raise_text(HAIAN_OUT_OF_MEMORY,
+                     "cpu:0: %lld bytes asked for, the system has none left; free tensors or use smaller ones",
                      (long long)(numel * item));
     return NULL;
   }
@@ -144,21 +143,48 @@ haian_py_tensor *haian_tensor_empty(int32_t dtype, int32_t ndim, const int64_t *
 
 /* ---- attributes --------------------------------------------------------------------------------------------------- */
 #define SELF(o) (&((haian_py_tensor *)(o))->t)
-static PyObject *get_shape(PyObject *s, void *c) { (void)c; return haian_shape_tuple(SELF(s)->shape, SELF(s)->ndim); }
-static PyObject *get_strides(PyObject *s, void *c) { (void)c; return haian_shape_tuple(SELF(s)->stride, SELF(s)->ndim); }
+static PyObject *get_shape(PyObject *s, void *c) {
+  (void)c;
+  return haian_shape_tuple(SELF(s)->shape, SELF(s)->ndim);
+}
+static PyObject *get_strides(PyObject *s, void *c) {
+  (void)c;
+  return haian_shape_tuple(SELF(s)->stride, SELF(s)->ndim);
+}
 static PyObject *get_dtype(PyObject *s, void *c) {
   (void)c;
   PyObject *d = haian_dtypes[SELF(s)->dtype & 31];
   if (!d) return haian_raise_text(HAIAN_INTERNAL, "dtype table not set; import haian first");
   return Py_NewRef(d);
 }
-static PyObject *get_device_index(PyObject *s, void *c) { (void)c; return PyLong_FromLong(SELF(s)->device); }
-static PyObject *get_ndim(PyObject *s, void *c) { (void)c; return PyLong_FromLong(SELF(s)->ndim); }
-static PyObject *get_numel(PyObject *s, void *c) { (void)c; return PyLong_FromLongLong(SELF(s)->numel); }
-static PyObject *get_itemsize(PyObject *s, void *c) { (void)c; return PyLong_FromLong(haian_itemsize(SELF(s)->dtype)); }
-static PyObject *get_nbytes(PyObject *s, void *c) { (void)c; return PyLong_FromLongLong(SELF(s)->numel * haian_itemsize(SELF(s)->dtype)); }
-static PyObject *get_address(PyObject *s, void *c) { (void)c; return PyLong_FromUnsignedLongLong((uintptr_t)SELF(s)->data); }
-static PyObject *get_contiguous(PyObject *s, void *c) { (void)c; return PyBool_FromLong((SELF(s)->tag & HAIAN_TAG_CONTIGUOUS) != 0); }
+static PyObject *get_device_index(PyObject *s, void *c) {
+  (void)c;
+  return PyLong_FromLong(SELF(s)->device);
+}
+static PyObject *get_ndim(PyObject *s, void *c) {
+  (void)c;
+  return PyLong_FromLong(SELF(s)->ndim);
+}
+static PyObject *get_numel(PyObject *s, void *c) {
+  (void)c;
+  return PyLong_FromLongLong(SELF(s)->numel);
+}
+static PyObject *get_itemsize(PyObject *s, void *c) {
+  (void)c;
+  return PyLong_FromLong(haian_itemsize(SELF(s)->dtype));
+}
+static PyObject *get_nbytes(PyObject *s, void *c) {
+  (void)c;
+  return PyLong_FromLongLong(SELF(s)->numel * haian_itemsize(SELF(s)->dtype));
+}
+static PyObject *get_address(PyObject *s, void *c) {
+  (void)c;
+  return PyLong_FromUnsignedLongLong((uintptr_t)SELF(s)->data);
+}
+static PyObject *get_contiguous(PyObject *s, void *c) {
+  (void)c;
+  return PyBool_FromLong((SELF(s)->tag & HAIAN_TAG_CONTIGUOUS) != 0);
+}
 static PyObject *get_owner(PyObject *s, void *c) {
   (void)c;
   PyObject *o = ((haian_py_tensor *)s)->owner;
@@ -180,16 +206,17 @@ static PyGetSetDef getset[] = {
 
 /* ---- buffer protocol: host tensors of dtypes that have a struct code ------------------------------------------------ */
 static const char *const format_of[HAIAN_DTYPE_END] = {
-    [HAIAN_BOOL] = "?", [HAIAN_U8] = "B", [HAIAN_U16] = "H", [HAIAN_U32] = "I", [HAIAN_U64] = "Q", [HAIAN_I8] = "b", [HAIAN_I16] = "h",
-    [HAIAN_I32] = "i", [HAIAN_I64] = "q", [HAIAN_F16] = "e", [HAIAN_F32] = "f", [HAIAN_F64] = "d", [HAIAN_C64] = "Zf", [HAIAN_C128] = "Zd"};
+    [HAIAN_BOOL] = "?", [HAIAN_U8] = "B",  [HAIAN_U16] = "H",  [HAIAN_U32] = "I",  [HAIAN_U64] = "Q",
+    [HAIAN_I8] = "b",   [HAIAN_I16] = "h", [HAIAN_I32] = "i",  [HAIAN_I64] = "q",  [HAIAN_F16] = "e",
+    [HAIAN_F32] = "f",  [HAIAN_F64] = "d", [HAIAN_C64] = "Zf", [HAIAN_C128] = "Zd"};
 
 static int tensor_getbuffer(PyObject *self, Py_buffer *view, int flags) {
   haian_tensor *t = SELF(self);
   view->obj = NULL;
   const char *format = format_of[t->dtype];
   if (t->device != 0 || !format) {
-    PyErr_Format(PyExc_BufferError, "a haian tensor of dtype %s on device %d has no buffer; use .numpy()", haian_dtype_name(t->dtype),
-                 (int)t->device);
+    PyErr_Format(PyExc_BufferError, "a haian tensor of dtype %s on device %d has no buffer; use .numpy()",
+                 haian_dtype_name(t->dtype), (int)t->device);
     return -1;
   }
   int contiguous = (t->tag & HAIAN_TAG_CONTIGUOUS) != 0;
@@ -225,13 +252,15 @@ static void tensor_releasebuffer(PyObject *self, Py_buffer *view) {
   PyMem_Free(view->internal);
 }
 
-static PyType_Slot slots[] = {{Py_tp_dealloc, tensor_dealloc},
-                              {Py_tp_getset, getset},
-                              {Py_bf_getbuffer, tensor_getbuffer},
-                              {Py_bf_releasebuffer, tensor_releasebuffer},
-                              {Py_tp_doc, "An n-dimensional array on a device.\n\nShape and strides are in elements; at most 8 axes."},
-                              {0, NULL}};
-static PyType_Spec spec = {"haian.Tensor", sizeof(haian_py_tensor), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
+static PyType_Slot slots[] = {
+    {Py_tp_dealloc, tensor_dealloc},
+    {Py_tp_getset, getset},
+    {Py_bf_getbuffer, tensor_getbuffer},
+    {Py_bf_releasebuffer, tensor_releasebuffer},
+    {Py_tp_doc, "An n-dimensional array on a device.\n\nShape and strides are in elements; at most 8 axes."},
+    {0, NULL}};
+static PyType_Spec spec = {"haian.Tensor", sizeof(haian_py_tensor), 0,
+                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
 
 /* ---- module functions ------------------------------------------------------------------------------------------------ */
 static int check_dtype(long code) {
@@ -256,7 +285,9 @@ static PyObject *py_wrap(PyObject *m, PyObject *args) {
   long code, device;
   PyObject *shape_obj, *stride_obj, *owner;
   int64_t shape[HAIAN_MAX_RANK], stride[HAIAN_MAX_RANK];
-  if (!PyArg_ParseTuple(args, "KlOOlO:wrap", &address, &code, &shape_obj, &stride_obj, &device, &owner) || !check_dtype(code)) return NULL;
+  if (!PyArg_ParseTuple(args, "KlOOlO:wrap", &address, &code, &shape_obj, &stride_obj, &device, &owner) ||
+      !check_dtype(code))
+    return NULL;
   int n = haian_read_ints(shape_obj, shape, HAIAN_MAX_RANK, "shape");
   if (n < 0) return NULL;
   if (stride_obj == Py_None) {
@@ -272,7 +303,8 @@ static PyObject *py_wrap(PyObject *m, PyObject *args) {
   }
   int64_t total = haian_itemsize((int32_t)code);
   for (int i = 0; i < n; i++) {
-    if (shape[i] < 0) return haian_raise_text(HAIAN_SHAPE, "wrap: axis %d has size %lld; sizes are 0 or more", i, (long long)shape[i]);
+    if (shape[i] < 0)
+      return haian_raise_text(HAIAN_SHAPE, "wrap: axis %d has size %lld; sizes are 0 or more", i, (long long)shape[i]);
     if (shape[i] && __builtin_mul_overflow(total, shape[i], &total))
       return haian_raise_text(HAIAN_SHAPE, "wrap: the shape's bytes pass 2^63; give a smaller one");
   }
@@ -309,10 +341,13 @@ static PyObject *py_set_error_factory(PyObject *m, PyObject *fn) {
 }
 
 static PyMethodDef methods[] = {
-    {"empty", py_empty, METH_VARARGS, "empty(shape, dtype_code) -> Tensor: uninitialised host memory from the caching allocator."},
-    {"wrap", py_wrap, METH_VARARGS, "wrap(address, dtype_code, shape, strides, device_index, owner) -> Tensor over existing memory."},
+    {"empty", py_empty, METH_VARARGS,
+     "empty(shape, dtype_code) -> Tensor: uninitialised host memory from the caching allocator."},
+    {"wrap", py_wrap, METH_VARARGS,
+     "wrap(address, dtype_code, shape, strides, device_index, owner) -> Tensor over existing memory."},
     {"set_dtypes", py_set_dtypes, METH_O, "set_dtypes(list): the DType objects by code."},
-    {"set_error_factory", py_set_error_factory, METH_O, "set_error_factory(fn): fn(code, message) makes the exceptions."},
+    {"set_error_factory", py_set_error_factory, METH_O,
+     "set_error_factory(fn): fn(code, message) makes the exceptions."},
     {0}};
 
 int haian_init_tensor(PyObject *module) {

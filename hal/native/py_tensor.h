@@ -11,11 +11,10 @@ extern "C" {
 #endif
 
 typedef struct haian_py_tensor {
-  PyObject_HEAD
-  haian_tensor t;
-  void *block;          /* from haian_host_alloc, or NULL when owner keeps the memory alive */
+  PyObject_HEAD haian_tensor t;
+  void *block; /* from haian_host_alloc, or NULL when owner keeps the memory alive */
   size_t block_bytes;
-  PyObject *owner;      /* another tensor, a buffer, an array, a capsule holder; or NULL */
+  PyObject *owner; /* another tensor, a buffer, an array, a capsule holder; or NULL */
 } haian_py_tensor;
 
 extern PyTypeObject *haian_tensor_type;

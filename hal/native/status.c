@@ -17,15 +17,15 @@ int32_t haian_fail(int32_t code, const char *format, ...) {
 const char *haian_last_error(void) { return last_error; }
 
 static const char *const names[HAIAN_DTYPE_END] = {
-  [HAIAN_BOOL] = "bool",        [HAIAN_U8] = "uint8",
-  [HAIAN_U16] = "uint16",       [HAIAN_U32] = "uint32",
-  [HAIAN_U64] = "uint64",       [HAIAN_I8] = "int8",
-  [HAIAN_I16] = "int16",        [HAIAN_I32] = "int32",
-  [HAIAN_I64] = "int64",        [HAIAN_F16] = "float16",
-  [HAIAN_BF16] = "bfloat16",    [HAIAN_F32] = "float32",
-  [HAIAN_F64] = "float64",      [HAIAN_F8E4M3] = "float8_e4m3fn",
-  [HAIAN_F8E5M2] = "float8_e5m2", [HAIAN_C64] = "complex64",
-  [HAIAN_C128] = "complex128",
+    [HAIAN_BOOL] = "bool",          [HAIAN_U8] = "uint8",
+    [HAIAN_U16] = "uint16",         [HAIAN_U32] = "uint32",
+    [HAIAN_U64] = "uint64",         [HAIAN_I8] = "int8",
+    [HAIAN_I16] = "int16",          [HAIAN_I32] = "int32",
+    [HAIAN_I64] = "int64",          [HAIAN_F16] = "float16",
+    [HAIAN_BF16] = "bfloat16",      [HAIAN_F32] = "float32",
+    [HAIAN_F64] = "float64",        [HAIAN_F8E4M3] = "float8_e4m3fn",
+    [HAIAN_F8E5M2] = "float8_e5m2", [HAIAN_C64] = "complex64",
+    [HAIAN_C128] = "complex128",
 };
 
 /* The name Python uses; "?" for a code that is no dtype. */

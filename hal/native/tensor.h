@@ -15,28 +15,57 @@ extern "C" {
 
 /* Numbers of hal/dtype.py; tests/test_dtype.py compares the two lists. */
 enum haian_dtype {
-  HAIAN_BOOL = 1, HAIAN_U8, HAIAN_U16, HAIAN_U32, HAIAN_U64, HAIAN_I8, HAIAN_I16, HAIAN_I32, HAIAN_I64,
-  HAIAN_F16, HAIAN_BF16, HAIAN_F32, HAIAN_F64, HAIAN_F8E4M3, HAIAN_F8E5M2, HAIAN_C64, HAIAN_C128,
+  HAIAN_BOOL = 1,
+  HAIAN_U8,
+  HAIAN_U16,
+  HAIAN_U32,
+  HAIAN_U64,
+  HAIAN_I8,
+  HAIAN_I16,
+  HAIAN_I32,
+  HAIAN_I64,
+  HAIAN_F16,
+  HAIAN_BF16,
+  HAIAN_F32,
+  HAIAN_F64,
+  HAIAN_F8E4M3,
+  HAIAN_F8E5M2,
+  HAIAN_C64,
+  HAIAN_C128,
   HAIAN_DTYPE_END
 };
 
 /* Numbers of hal/errors.py. */
 enum haian_status {
-  HAIAN_OK = 0, HAIAN_INVALID_ARGUMENT = 1, HAIAN_INVALID_HANDLE = 2, HAIAN_OUT_OF_RANGE = 3, HAIAN_OUT_OF_MEMORY = 4,
-  HAIAN_UNSUPPORTED = 5, HAIAN_NOT_FOUND = 6, HAIAN_NOT_READY = 7, HAIAN_TIMEOUT = 8, HAIAN_BUSY = 9,
-  HAIAN_DEVICE_LOST = 10, HAIAN_VERSION_MISMATCH = 11, HAIAN_PERMISSION_DENIED = 12, HAIAN_INTERNAL = 13,
-  HAIAN_SHAPE = 32, HAIAN_DTYPE = 33, HAIAN_ALIAS = 34, HAIAN_INDEX = 35
+  HAIAN_OK = 0,
+  HAIAN_INVALID_ARGUMENT = 1,
+  HAIAN_INVALID_HANDLE = 2,
+  HAIAN_OUT_OF_RANGE = 3,
+  HAIAN_OUT_OF_MEMORY = 4,
+  HAIAN_UNSUPPORTED = 5,
+  HAIAN_NOT_FOUND = 6,
+  HAIAN_NOT_READY = 7,
+  HAIAN_TIMEOUT = 8,
+  HAIAN_BUSY = 9,
+  HAIAN_DEVICE_LOST = 10,
+  HAIAN_VERSION_MISMATCH = 11,
+  HAIAN_PERMISSION_DENIED = 12,
+  HAIAN_INTERNAL = 13,
+  HAIAN_SHAPE = 32,
+  HAIAN_DTYPE = 33,
+  HAIAN_ALIAS = 34,
+  HAIAN_INDEX = 35
 };
 
 typedef struct haian_tensor {
-  void    *data;                    /* address of element [0, ..., 0]; a device address on devices */
-  int64_t  numel;
-  uint32_t tag;                     /* dtype | ndim << 5 | contiguous << 9 | aligned64 << 10 | device << 11 */
-  int32_t  dtype;                   /* enum haian_dtype */
-  int32_t  ndim;                    /* 0 .. HAIAN_MAX_RANK */
-  int32_t  device;                  /* 0 is the host */
-  int64_t  shape[HAIAN_MAX_RANK];
-  int64_t  stride[HAIAN_MAX_RANK];  /* in elements; any sign, 0 for broadcast */
+  void *data; /* address of element [0, ..., 0]; a device address on devices */
+  int64_t numel;
+  uint32_t tag;   /* dtype | ndim << 5 | contiguous << 9 | aligned64 << 10 | device << 11 */
+  int32_t dtype;  /* enum haian_dtype */
+  int32_t ndim;   /* 0 .. HAIAN_MAX_RANK */
+  int32_t device; /* 0 is the host */
+  int64_t shape[HAIAN_MAX_RANK];
+  int64_t stride[HAIAN_MAX_RANK]; /* in elements; any sign, 0 for broadcast */
 } haian_tensor;
 
 #define HAIAN_TAG_CONTIGUOUS (1u << 9)
@@ -46,9 +75,13 @@ enum haian_attr_kind { HAIAN_NONE = 0, HAIAN_INT = 1, HAIAN_FLOAT = 2, HAIAN_INT
 
 /* An operator's attribute.  bool, dtype and choice attributes travel as HAIAN_INT (a choice as its index in the schema). */
 typedef struct haian_attr {
-  int32_t kind;                     /* HAIAN_NONE: an optional attribute that was not given */
-  int32_t count;                    /* HAIAN_INTS: how many */
-  union { int64_t i; double f; const int64_t *v; };
+  int32_t kind;  /* HAIAN_NONE: an optional attribute that was not given */
+  int32_t count; /* HAIAN_INTS: how many */
+  union {
+    int64_t i;
+    double f;
+    const int64_t *v;
+  };
 } haian_attr;
 
 /* One call.  Tensors and attributes stand in schema order; an optional tensor that was not given is NULL.
@@ -70,7 +103,7 @@ typedef struct haian_kernel_entry {
   const char *op;
   haian_kernel run;
   uint32_t dtypes;
-  const void *pointwise;            /* struct haian_pointwise of a pointwise operator, else NULL */
+  const void *pointwise; /* struct haian_pointwise of a pointwise operator, else NULL */
 } haian_kernel_entry;
 
 /* Records the message of this thread and returns code: `return haian_fail(HAIAN_SHAPE, "softmax: dim %d ...", d);` */

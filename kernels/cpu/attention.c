@@ -10,11 +10,11 @@
 #include <stdio.h>
 
 enum {
-  BQ = 64,          /* queries of a tile: lanes of the softmax, 4 vectors of 16 */
-  BK = 256,         /* keys of a tile: with BQ, 64 KB of scores in L2 */
+  BQ = 64,             /* queries of a tile: lanes of the softmax, 4 vectors of 16 */
+  BK = 256,            /* keys of a tile: with BQ, 64 KB of scores in L2 */
   ITEM_QUERIES = 1024, /* queries that share a packed tile of keys: packing is then 2 % */
-  FEW = 16,         /* (queries x heads that share keys) up to which keys are read in place: decoding */
-  SPLIT = 1024,     /* keys of a decoding task; fixed, as it orders the sums */
+  FEW = 16,            /* (queries x heads that share keys) up to which keys are read in place: decoding */
+  SPLIT = 1024,        /* keys of a decoding task; fixed, as it orders the sums */
 };
 
 typedef struct attention {
@@ -40,9 +40,15 @@ static float load1_f32(const void *p, int32_t dtype) {
   uint16_t half;
   float x;
   switch (dtype) {
-    case HAIAN_F16: memcpy(&half, p, 2); return haian_f16_load(half);
-    case HAIAN_BF16: memcpy(&half, p, 2); return haian_bf16_load(half);
-    default: memcpy(&x, p, 4); return x;
+    case HAIAN_F16:
+      memcpy(&half, p, 2);
+      return haian_f16_load(half);
+    case HAIAN_BF16:
+      memcpy(&half, p, 2);
+      return haian_bf16_load(half);
+    default:
+      memcpy(&x, p, 4);
+      return x;
   }
 }
 static double load1_f64(const void *p, int32_t dtype) {
@@ -54,9 +60,16 @@ static double load1_f64(const void *p, int32_t dtype) {
 static void store1_f32(void *p, int32_t dtype, float x) {
   uint16_t half;
   switch (dtype) {
-    case HAIAN_F16: half = haian_f16_store(x); memcpy(p, &half, 2); break;
-    case HAIAN_BF16: half = haian_bf16_store(x); memcpy(p, &half, 2); break;
-    default: memcpy(p, &x, 4);
+    case HAIAN_F16:
+      half = haian_f16_store(x);
+      memcpy(p, &half, 2);
+      break;
+    case HAIAN_BF16:
+      half = haian_bf16_store(x);
+      memcpy(p, &half, 2);
+      break;
+    default:
+      memcpy(p, &x, 4);
   }
 }
 static void store1_f64(void *p, int32_t dtype, double x) {
@@ -125,9 +138,9 @@ static shape_text text_of(const haian_tensor *t) {
   return x;
 }
 #define TEXT(t) text_of(t).s
-#define TRY(call) \
-  do { \
-    const int32_t status_ = (call); \
+#define TRY(call)                            \
+  do {                                       \
+    const int32_t status_ = (call);          \
     if (status_ != HAIAN_OK) return status_; \
   } while (0)
 

@@ -2,7 +2,7 @@
  * Scores are kept transposed, [keys][queries]: the softmax runs down the keys with queries as lanes, and the
  * probabilities are then already the B panel of the second product, out' = value' P'.  No horizontal operations. */
 #define LANES ((int64_t)(sizeof(VEC) / sizeof(REAL)))
-#define MINUS_INF ((REAL)-INFINITY)
+#define MINUS_INF ((REAL) - INFINITY)
 #define EXP R_(exp)
 #define MAX R_(max)
 
@@ -13,8 +13,7 @@ static void R_(load_mask)(const attention *t, REAL *dst, int64_t b, int64_t h, i
                           int64_t n) {
   const haian_tensor *m = t->mask;
   const int64_t size = haian_itemsize(m->dtype), sq = t->mask_stride[2], sk = t->mask_stride[3];
-  const char *base = (const char *)m->data +
-                     (b * t->mask_stride[0] + h * t->mask_stride[1] + q0 * sq + k0 * sk) * size;
+  const char *base = (const char *)m->data + (b * t->mask_stride[0] + h * t->mask_stride[1] + q0 * sq + k0 * sk) * size;
   REAL square[LANES][LANES] __attribute__((aligned(64)));
   for (int64_t q = 0; q < nq; q += LANES)
     for (int64_t k = 0; k < n; k += LANES) {
@@ -98,8 +97,8 @@ static void R_(softmax_tile)(REAL *s, int64_t lanes, int64_t n, REAL scale, REAL
 }
 
 /* out[q][v] = o[v][q] / total[q] for one tile; a query that saw nothing gives 0 */
-static void R_(store_tile)(const haian_tensor *to, const REAL *o, const REAL *factor, int64_t width,
-                           int64_t b, int64_t h, int64_t q0, int64_t nq) {
+static void R_(store_tile)(const haian_tensor *to, const REAL *o, const REAL *factor, int64_t width, int64_t b,
+                           int64_t h, int64_t q0, int64_t nq) {
   REAL square[LANES][LANES] __attribute__((aligned(64)));
   for (int64_t q = 0; q < nq; q += LANES)
     for (int64_t v = 0; v < width; v += LANES) {
@@ -111,8 +110,7 @@ static void R_(store_tile)(const haian_tensor *to, const REAL *o, const REAL *fa
       const int64_t step = to->stride[3] * haian_itemsize(to->dtype);
       for (int64_t i = 0; i < rows; i++) {
         char *p = (char *)at4(to, b, h, q0 + q + i, v);
-        if (cols == LANES && to->stride[3] == 1)
-          R_(store_vector)(p, to->dtype, *(VEC *)square[i]);
+        if (cols == LANES && to->stride[3] == 1) R_(store_vector)(p, to->dtype, *(VEC *)square[i]);
         else
           for (int64_t j = 0; j < cols; j++) R_(store1)(p + j * step, to->dtype, square[i][j]);
       }
@@ -292,8 +290,8 @@ static bool R_(backward_item)(const attention *t, int64_t b, int64_t h, REAL *dk
   const haian_kind *kind = t->kind, *plain = t->plain;
   const int64_t size = sizeof(REAL), nr = kind->nr, E = t->E, V = t->V, tiles = (t->L + BQ - 1) / BQ;
   const int64_t ew = round_up(E, nr), vw = round_up(V, nr); /* widths as rows of whole panels */
-  char *w = HAIAN_SYM(workspace)(1, (size_t)((tiles * BQ * (2 * E + V + ew + vw + 2) +
-                                              BK * (2 * E + V + ew + vw + 4 * BQ)) * size + 16 * 1024));
+  char *w = HAIAN_SYM(workspace)(
+      1, (size_t)((tiles * BQ * (2 * E + V + ew + vw + 2) + BK * (2 * E + V + ew + vw + 4 * BQ)) * size + 16 * 1024));
   if (!w) return false;
   /* for all queries: [e][q] of query and [v][q] of dy (operands of the scores), [q][e] and [q][v] (of dk, dv), dq' */
   REAL *q_across = (REAL *)R_(take)(&w, tiles * BQ * E * size);
@@ -321,8 +319,10 @@ static bool R_(backward_item)(const attention *t, int64_t b, int64_t h, REAL *dk
         sum += R_(load1)(at4(t->dy, b, h, q0 + q, v), t->dy->dtype) *
                R_(load1)(at4(t->out, b, h, q0 + q, v), t->out->dtype);
       delta[q0 + q] = sum;
-      lse[q0 + q] = q < nq ? ((const REAL *)t->lse->data)[b * t->lse->stride[0] + h * t->lse->stride[1] +
-                                                          (q0 + q) * t->lse->stride[2]] : 0;
+      lse[q0 + q] =
+          q < nq ? ((const REAL *)
+                        t->lse->data)[b * t->lse->stride[0] + h * t->lse->stride[1] + (q0 + q) * t->lse->stride[2]]
+                 : 0;
     }
   }
   for (int64_t k0 = 0; k0 < t->S; k0 += BK) {

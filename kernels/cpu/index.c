@@ -5,8 +5,8 @@
 #include "strided.h"
 #include <stdlib.h>
 
-#define BLOCK 512                 /* accumulators of one destination row kept at once: 4 KiB of doubles */
-#define CACHE_BYTES (512 << 10)   /* what columns that are visited at random may take: most of a small L2 */
+#define BLOCK 512               /* accumulators of one destination row kept at once: 4 KiB of doubles */
+#define CACHE_BYTES (512 << 10) /* what columns that are visited at random may take: most of a small L2 */
 
 /* ---- indices ----------------------------------------------------------------------------------------------------- */
 static inline int64_t index_at(const void *index, int64_t i, bool wide) {
@@ -33,12 +33,16 @@ static void check_rows(void *ctx, int64_t lo, int64_t hi) {
   for (; lo < hi; lo++) {
     if (job->wide) {
       const int64_t *index = (const int64_t *)job->index + place.offset[0];
-      if (step == 1) for (int64_t i = 0; i < n; i++) outside |= (uint64_t)index[i] >= size;
-      else for (int64_t i = 0; i < n; i++) outside |= (uint64_t)index[i * step] >= size;
+      if (step == 1)
+        for (int64_t i = 0; i < n; i++) outside |= (uint64_t)index[i] >= size;
+      else
+        for (int64_t i = 0; i < n; i++) outside |= (uint64_t)index[i * step] >= size;
     } else {
       const int32_t *index = (const int32_t *)job->index + place.offset[0];
-      if (step == 1) for (int64_t i = 0; i < n; i++) outside |= (uint64_t)(int64_t)index[i] >= size;
-      else for (int64_t i = 0; i < n; i++) outside |= (uint64_t)(int64_t)index[i * step] >= size;
+      if (step == 1)
+        for (int64_t i = 0; i < n; i++) outside |= (uint64_t)(int64_t)index[i] >= size;
+      else
+        for (int64_t i = 0; i < n; i++) outside |= (uint64_t)(int64_t)index[i * step] >= size;
     }
     haian_place_next(&place, w, w->ndim - 1);
   }
@@ -49,8 +53,8 @@ static int32_t check_indices(const char *op, const char *name, const haian_tenso
   HAIAN_REQUIRE(t->dtype == HAIAN_I64 || t->dtype == HAIAN_I32, HAIAN_DTYPE, "%s: %s is %s; takes int32, int64", op,
                 name, haian_dtype_name(t->dtype));
   if (t->numel == 0) return HAIAN_OK;
-  check_job job = {.walk = {.ndim = t->ndim, .tensors = 1}, .index = t->data, .size = (uint64_t)size,
-                   .wide = t->dtype == HAIAN_I64};
+  check_job job = {
+      .walk = {.ndim = t->ndim, .tensors = 1}, .index = t->data, .size = (uint64_t)size, .wide = t->dtype == HAIAN_I64};
   for (int d = 0; d < t->ndim; d++) {
     job.walk.shape[d] = t->stride[d] ? t->shape[d] : 1; /* an expanded axis repeats what was seen */
     job.walk.stride[d][0] = t->stride[d];
@@ -109,21 +113,25 @@ typedef uint8_t __attribute__((may_alias)) bits1;
 typedef uint16_t __attribute__((may_alias)) bits2;
 typedef uint32_t __attribute__((may_alias)) bits4;
 typedef uint64_t __attribute__((may_alias)) bits8;
-typedef struct __attribute__((may_alias)) bits16 { uint64_t word[2]; } bits16;
+typedef struct __attribute__((may_alias)) bits16 {
+  uint64_t word[2];
+} bits16;
 
 /* y[i * ys] = x[index[i * is] * x_stride + i * xs] */
-#define TAKE_LOOP(T, I) \
-  { \
-    const I *index = (const I *)index_; \
-    if (ys == 1 && is == 1 && xs == 0) for (int64_t i = 0; i < n; i++) y[i] = x[index[i] * x_stride]; \
-    else for (int64_t i = 0; i < n; i++) y[i * ys] = x[index[i * is] * x_stride + i * xs]; \
+#define TAKE_LOOP(T, I)                                                                 \
+  {                                                                                     \
+    const I *index = (const I *)index_;                                                 \
+    if (ys == 1 && is == 1 && xs == 0)                                                  \
+      for (int64_t i = 0; i < n; i++) y[i] = x[index[i] * x_stride];                    \
+    else                                                                                \
+      for (int64_t i = 0; i < n; i++) y[i * ys] = x[index[i * is] * x_stride + i * xs]; \
   }
-#define DEFINE_TAKE(T) \
+#define DEFINE_TAKE(T)                                                                                              \
   static void take_##T(void *y_, int64_t ys, const void *index_, int64_t is, bool wide, const void *x_, int64_t xs, \
-                       int64_t x_stride, int64_t n) { \
-    T *restrict y = y_; \
-    const T *restrict x = x_; \
-    if (wide) TAKE_LOOP(T, int64_t) else TAKE_LOOP(T, int32_t) \
+                       int64_t x_stride, int64_t n) {                                                               \
+    T *restrict y = y_;                                                                                             \
+    const T *restrict x = x_;                                                                                       \
+    if (wide) TAKE_LOOP(T, int64_t) else TAKE_LOOP(T, int32_t)                                                      \
   }
 DEFINE_TAKE(bits1)
 DEFINE_TAKE(bits2)
@@ -133,8 +141,11 @@ DEFINE_TAKE(bits16)
 
 typedef void (*take_loop)(void *, int64_t, const void *, int64_t, bool, const void *, int64_t, int64_t, int64_t);
 static take_loop take_of(int64_t item) {
-  return item == 1 ? take_bits1 : item == 2 ? take_bits2 : item == 4 ? take_bits4 : item == 8 ? take_bits8
-                                                                                             : take_bits16;
+  return item == 1   ? take_bits1
+         : item == 2 ? take_bits2
+         : item == 4 ? take_bits4
+         : item == 8 ? take_bits8
+                     : take_bits16;
 }
 
 /* One index for the n elements of a run. */
@@ -265,16 +276,17 @@ static int32_t need_dtype(const char *op, const char *name, const haian_tensor *
 /* The axis an attribute names; a 0-d tensor counts as one axis of size 1. */
 static int32_t need_dim(const char *op, const haian_attr *attr, const haian_tensor *x, int *dim) {
   int n = x->ndim ? x->ndim : 1;
-  HAIAN_REQUIRE(attr->kind == HAIAN_INT && attr->i >= -n && attr->i < n, HAIAN_SHAPE, "%s: dim %lld is outside a "
-                "tensor of %d axes; needs %d <= dim < %d", op, attr->kind == HAIAN_INT ? (long long)attr->i : 0LL,
-                x->ndim, -n, n);
+  HAIAN_REQUIRE(attr->kind == HAIAN_INT && attr->i >= -n && attr->i < n, HAIAN_SHAPE,
+                "%s: dim %lld is outside a "
+                "tensor of %d axes; needs %d <= dim < %d",
+                op, attr->kind == HAIAN_INT ? (long long)attr->i : 0LL, x->ndim, -n, n);
   *dim = (int)(attr->i < 0 ? attr->i + n : attr->i);
   return HAIAN_OK;
 }
 
-#define TRY(call) \
-  do { \
-    int32_t status_ = (call); \
+#define TRY(call)                            \
+  do {                                       \
+    int32_t status_ = (call);                \
     if (status_ != HAIAN_OK) return status_; \
   } while (0)
 
@@ -285,9 +297,9 @@ static int32_t run_embedding(const haian_args *args) {
   TRY(need_dtype("embedding", "out", out, "weight", weight));
   int last = indices->ndim;
   HAIAN_REQUIRE(out->ndim == last + 1 && out->shape[last] == weight->shape[1] &&
-                memcmp(out->shape, indices->shape, (size_t)last * sizeof out->shape[0]) == 0, HAIAN_SHAPE,
-                "embedding: out is %s; needs indices' shape %s and then weight's %lld columns", HAIAN_SHAPE_OF(out),
-                HAIAN_SHAPE_OF(indices), (long long)weight->shape[1]);
+                    memcmp(out->shape, indices->shape, (size_t)last * sizeof out->shape[0]) == 0,
+                HAIAN_SHAPE, "embedding: out is %s; needs indices' shape %s and then weight's %lld columns",
+                HAIAN_SHAPE_OF(out), HAIAN_SHAPE_OF(indices), (long long)weight->shape[1]);
   TRY(check_indices("embedding", "indices", indices, weight->shape[0]));
   haian_walk w = {.ndim = out->ndim};
   for (int d = 0; d < out->ndim; d++) {
@@ -361,9 +373,9 @@ typedef struct add_job {
   const void *index;
   const int64_t *start, *term; /* by destination: terms start[v] .. start[v + 1], each the offset of its source row */
   int64_t y_stride, x_stride, index_stride, source_stride; /* along the summed axis */
-  int64_t size, n;             /* destinations, terms */
-  int64_t blocks;              /* of BLOCK elements along a row */
-  int64_t group;               /* columns that one unit takes */
+  int64_t size, n;                                         /* destinations, terms */
+  int64_t blocks;                                          /* of BLOCK elements along a row */
+  int64_t group;                                           /* columns that one unit takes */
   double alpha;
   int64_t alpha_int;
   bool wide, stream;
@@ -375,97 +387,104 @@ typedef struct add_job {
 #define ADD_INTEGER(a, alpha, v) ((a) + 1u * (alpha) * (v)) /* 1u: small unsigned types would promote to int */
 #define ADD_BOOL(a, alpha, v) ((a) | ((alpha) & (v)))
 
-#define ADD_LOOP(T, A, LOAD, ADD, I) \
-  { \
-    const I *at = (const I *)job->index + index; \
-    for (int64_t i = 0; i < n; i++) { \
+#define ADD_LOOP(T, A, LOAD, ADD, I)                            \
+  {                                                             \
+    const I *at = (const I *)job->index + index;                \
+    for (int64_t i = 0; i < n; i++) {                           \
       A *a = to + at[i * index_step] * to_stride + i * to_step; \
       *a = (A)ADD(*a, alpha, (A)LOAD(source[i * source_step])); \
-    } \
+    }                                                           \
   }
 
 /* T: storage; A: accumulator. */
-#define DEFINE_ADD(NAME, T, A, LOAD, STORE, ADD, ALPHA) \
-  /* Units: (destination, outer row, block of the row). */ \
-  static void add_by_destination_##NAME(void *ctx, int64_t lo, int64_t hi) { \
-    const add_job *job = ctx; \
-    const haian_walk *w = &job->walk; \
-    const int64_t *inner = w->stride[w->ndim - 1]; \
-    int64_t outer = haian_walk_rows(w, w->ndim - 1), ys = inner[0], xs = inner[1], ss = inner[2]; \
-    A alpha = (A)(ALPHA), sum[BLOCK]; \
-    for (; lo < hi; lo++) { \
-      int64_t v = lo / (outer * job->blocks), first = lo % job->blocks * BLOCK, n = w->shape[w->ndim - 1] - first; \
-      haian_place place; \
-      haian_place_seek(&place, w, w->ndim - 1, lo / job->blocks % outer); \
-      if (n > BLOCK) n = BLOCK; \
-      T *y = (T *)job->y + v * job->y_stride + place.offset[0] + first * ys; \
-      const T *x = (const T *)job->x + v * job->x_stride + place.offset[1] + first * xs; \
-      const T *source = (const T *)job->source + place.offset[2] + first * ss; \
-      int64_t term = job->start[v], end = job->start[v + 1]; \
-      if (term == end && job->x == job->y) continue; \
-      if (job->x && xs == 1) for (int64_t i = 0; i < n; i++) sum[i] = (A)LOAD(x[i]); \
-      else if (job->x) for (int64_t i = 0; i < n; i++) sum[i] = (A)LOAD(x[i * xs]); \
-      else for (int64_t i = 0; i < n; i++) sum[i] = 0; \
-      for (; term < end; term++) { \
-        const T *s = source + job->term[term]; \
-        if (term + 2 < end) __builtin_prefetch(source + job->term[term + 2]); \
-        if (ss == 1) for (int64_t i = 0; i < n; i++) sum[i] = (A)ADD(sum[i], alpha, (A)LOAD(s[i])); \
-        else for (int64_t i = 0; i < n; i++) sum[i] = (A)ADD(sum[i], alpha, (A)LOAD(s[i * ss])); \
-      } \
-      if (job->stream) { \
-        T row[BLOCK]; \
-        for (int64_t i = 0; i < n; i++) row[i] = (T)STORE(sum[i]); \
-        haian_copy_run((char *)y, (const char *)row, n * (int64_t)sizeof(T), true); \
-      } else if (ys == 1) for (int64_t i = 0; i < n; i++) y[i] = (T)STORE(sum[i]); \
-      else for (int64_t i = 0; i < n; i++) y[i * ys] = (T)STORE(sum[i]); \
-    } \
-    if (job->stream) haian_stream_fence(); \
-  } \
-  /* `columns` neighbouring columns: to[destination * to_stride + c * to_step]. */ \
-  static inline __attribute__((always_inline)) void add_columns_##NAME( \
-      const add_job *job, A *to, int64_t to_stride, int64_t to_step, int64_t index, int64_t index_step, \
-      const T *source, int64_t source_step, int64_t columns) { \
-    A alpha = (A)(ALPHA); \
-    bool along = columns == 1 || (job->source_stride < source_step && job->source_stride >= 0); /* follow memory */ \
-    int64_t rows = along ? columns : job->n, n = along ? job->n : columns; \
+#define DEFINE_ADD(NAME, T, A, LOAD, STORE, ADD, ALPHA)                                                                \
+  /* Units: (destination, outer row, block of the row). */                                                             \
+  static void add_by_destination_##NAME(void *ctx, int64_t lo, int64_t hi) {                                           \
+    const add_job *job = ctx;                                                                                          \
+    const haian_walk *w = &job->walk;                                                                                  \
+    const int64_t *inner = w->stride[w->ndim - 1];                                                                     \
+    int64_t outer = haian_walk_rows(w, w->ndim - 1), ys = inner[0], xs = inner[1], ss = inner[2];                      \
+    A alpha = (A)(ALPHA), sum[BLOCK];                                                                                  \
+    for (; lo < hi; lo++) {                                                                                            \
+      int64_t v = lo / (outer * job->blocks), first = lo % job->blocks * BLOCK, n = w->shape[w->ndim - 1] - first;     \
+      haian_place place;                                                                                               \
+      haian_place_seek(&place, w, w->ndim - 1, lo / job->blocks % outer);                                              \
+      if (n > BLOCK) n = BLOCK;                                                                                        \
+      T *y = (T *)job->y + v * job->y_stride + place.offset[0] + first * ys;                                           \
+      const T *x = (const T *)job->x + v * job->x_stride + place.offset[1] + first * xs;                               \
+      const T *source = (const T *)job->source + place.offset[2] + first * ss;                                         \
+      int64_t term = job->start[v], end = job->start[v + 1];                                                           \
+      if (term == end && job->x == job->y) continue;                                                                   \
+      if (job->x && xs == 1)                                                                                           \
+        for (int64_t i = 0; i < n; i++) sum[i] = (A)LOAD(x[i]);                                                        \
+      else if (job->x)                                                                                                 \
+        for (int64_t i = 0; i < n; i++) sum[i] = (A)LOAD(x[i * xs]);                                                   \
+      else                                                                                                             \
+        for (int64_t i = 0; i < n; i++) sum[i] = 0;                                                                    \
+      for (; term < end; term++) {                                                                                     \
+        const T *s = source + job->term[term];                                                                         \
+        if (term + 2 < end) __builtin_prefetch(source + job->term[term + 2]);                                          \
+        if (ss == 1)                                                                                                   \
+          for (int64_t i = 0; i < n; i++) sum[i] = (A)ADD(sum[i], alpha, (A)LOAD(s[i]));                               \
+        else                                                                                                           \
+          for (int64_t i = 0; i < n; i++) sum[i] = (A)ADD(sum[i], alpha, (A)LOAD(s[i * ss]));                          \
+      }                                                                                                                \
+      if (job->stream) {                                                                                               \
+        T row[BLOCK];                                                                                                  \
+        for (int64_t i = 0; i < n; i++) row[i] = (T)STORE(sum[i]);                                                     \
+        haian_copy_run((char *)y, (const char *)row, n * (int64_t)sizeof(T), true);                                    \
+      } else if (ys == 1)                                                                                              \
+        for (int64_t i = 0; i < n; i++) y[i] = (T)STORE(sum[i]);                                                       \
+      else                                                                                                             \
+        for (int64_t i = 0; i < n; i++) y[i * ys] = (T)STORE(sum[i]);                                                  \
+    }                                                                                                                  \
+    if (job->stream) haian_stream_fence();                                                                             \
+  }                                                                                                                    \
+  /* `columns` neighbouring columns: to[destination * to_stride + c * to_step]. */                                     \
+  static inline __attribute__((always_inline)) void add_columns_##NAME(                                                \
+      const add_job *job, A *to, int64_t to_stride, int64_t to_step, int64_t index, int64_t index_step,                \
+      const T *source, int64_t source_step, int64_t columns) {                                                         \
+    A alpha = (A)(ALPHA);                                                                                              \
+    bool along = columns == 1 || (job->source_stride < source_step && job->source_stride >= 0); /* follow memory */    \
+    int64_t rows = along ? columns : job->n, n = along ? job->n : columns;                                             \
     int64_t index_row = along ? index_step : job->index_stride, source_row = along ? source_step : job->source_stride; \
-    int64_t to_row = along ? to_step : 0; \
-    if (along) to_step = 0, index_step = job->index_stride, source_step = job->source_stride; \
-    for (int64_t j = 0; j < rows; j++, index += index_row, source += source_row, to += to_row) { \
-      if (job->wide) ADD_LOOP(T, A, LOAD, ADD, int64_t) \
-      else ADD_LOOP(T, A, LOAD, ADD, int32_t) \
-    } \
-  } \
-  /* Units: groups of neighbouring columns. */ \
-  static void add_by_column_##NAME(void *ctx, int64_t lo, int64_t hi) { \
-    add_job *job = ctx; \
-    const haian_walk *w = &job->walk; \
-    const int64_t *inner = w->stride[w->ndim - 1]; \
-    bool direct = sizeof(T) == sizeof(A); \
-    A *scratch = direct ? NULL : malloc((size_t)(job->size * job->group) * sizeof(A)); /* (size, group) */ \
-    if (!direct && !scratch) { \
-      __atomic_store_n(&job->status, HAIAN_OUT_OF_MEMORY, __ATOMIC_RELAXED); \
-      return; \
-    } \
-    int64_t length = w->shape[w->ndim - 1], groups = (length + job->group - 1) / job->group; \
-    for (; lo < hi; lo++) { \
-      int64_t at = lo % groups * job->group, take = length - at < job->group ? length - at : job->group; \
-      haian_place place; \
-      haian_place_seek(&place, w, w->ndim - 1, lo / groups); \
-      T *y = (T *)job->y + place.offset[0] + at * inner[0]; \
-      const T *source = (const T *)job->source + place.offset[2] + at * inner[2]; \
-      int64_t index = place.offset[1] + at * inner[1]; \
-      if (direct) { \
-        add_columns_##NAME(job, (A *)(void *)y, job->y_stride, inner[0], index, inner[1], source, inner[2], take); \
-      } else { \
-        for (int64_t v = 0; v < job->size; v++) \
-          for (int64_t c = 0; c < take; c++) scratch[v * take + c] = (A)LOAD(y[v * job->y_stride + c * inner[0]]); \
-        add_columns_##NAME(job, scratch, take, 1, index, inner[1], source, inner[2], take); \
-        for (int64_t v = 0; v < job->size; v++) \
-          for (int64_t c = 0; c < take; c++) y[v * job->y_stride + c * inner[0]] = (T)STORE(scratch[v * take + c]); \
-      } \
-    } \
-    free(scratch); \
+    int64_t to_row = along ? to_step : 0;                                                                              \
+    if (along) to_step = 0, index_step = job->index_stride, source_step = job->source_stride;                          \
+    for (int64_t j = 0; j < rows; j++, index += index_row, source += source_row, to += to_row) {                       \
+      if (job->wide) ADD_LOOP(T, A, LOAD, ADD, int64_t)                                                                \
+      else ADD_LOOP(T, A, LOAD, ADD, int32_t)                                                                          \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  /* Units: groups of neighbouring columns. */                                                                         \
+  static void add_by_column_##NAME(void *ctx, int64_t lo, int64_t hi) {                                                \
+    add_job *job = ctx;                                                                                                \
+    const haian_walk *w = &job->walk;                                                                                  \
+    const int64_t *inner = w->stride[w->ndim - 1];                                                                     \
+    bool direct = sizeof(T) == sizeof(A);                                                                              \
+    A *scratch = direct ? NULL : malloc((size_t)(job->size * job->group) * sizeof(A)); /* (size, group) */             \
+    if (!direct && !scratch) {                                                                                         \
+      __atomic_store_n(&job->status, HAIAN_OUT_OF_MEMORY, __ATOMIC_RELAXED);                                           \
+      return;                                                                                                          \
+    }                                                                                                                  \
+    int64_t length = w->shape[w->ndim - 1], groups = (length + job->group - 1) / job->group;                           \
+    for (; lo < hi; lo++) {                                                                                            \
+      int64_t at = lo % groups * job->group, take = length - at < job->group ? length - at : job->group;               \
+      haian_place place;                                                                                               \
+      haian_place_seek(&place, w, w->ndim - 1, lo / groups);                                                           \
+      T *y = (T *)job->y + place.offset[0] + at * inner[0];                                                            \
+      const T *source = (const T *)job->source + place.offset[2] + at * inner[2];                                      \
+      int64_t index = place.offset[1] + at * inner[1];                                                                 \
+      if (direct) {                                                                                                    \
+        add_columns_##NAME(job, (A *)(void *)y, job->y_stride, inner[0], index, inner[1], source, inner[2], take);     \
+      } else {                                                                                                         \
+        for (int64_t v = 0; v < job->size; v++)                                                                        \
+          for (int64_t c = 0; c < take; c++) scratch[v * take + c] = (A)LOAD(y[v * job->y_stride + c * inner[0]]);     \
+        add_columns_##NAME(job, scratch, take, 1, index, inner[1], source, inner[2], take);                            \
+        for (int64_t v = 0; v < job->size; v++)                                                                        \
+          for (int64_t c = 0; c < take; c++) y[v * job->y_stride + c * inner[0]] = (T)STORE(scratch[v * take + c]);    \
+      }                                                                                                                \
+    }                                                                                                                  \
+    free(scratch);                                                                                                     \
   }
 DEFINE_ADD(bool, uint8_t, uint8_t, SAME, SAME, ADD_BOOL, job->alpha != 0)
 DEFINE_ADD(i8, uint8_t, uint8_t, SAME, SAME, ADD_INTEGER, job->alpha_int)
@@ -483,10 +502,10 @@ typedef struct add_bodies {
 } add_bodies;
 #define BODIES(name) {add_by_destination_##name, add_by_column_##name}
 static const add_bodies adders[HAIAN_DTYPE_END] = {
-  [HAIAN_BOOL] = BODIES(bool), [HAIAN_U8] = BODIES(i8),   [HAIAN_U16] = BODIES(i16),   [HAIAN_U32] = BODIES(i32),
-  [HAIAN_U64] = BODIES(i64),   [HAIAN_I8] = BODIES(i8),   [HAIAN_I16] = BODIES(i16),   [HAIAN_I32] = BODIES(i32),
-  [HAIAN_I64] = BODIES(i64),   [HAIAN_F16] = BODIES(f16), [HAIAN_BF16] = BODIES(bf16), [HAIAN_F32] = BODIES(f32),
-  [HAIAN_F64] = BODIES(f64),
+    [HAIAN_BOOL] = BODIES(bool), [HAIAN_U8] = BODIES(i8),   [HAIAN_U16] = BODIES(i16),   [HAIAN_U32] = BODIES(i32),
+    [HAIAN_U64] = BODIES(i64),   [HAIAN_I8] = BODIES(i8),   [HAIAN_I16] = BODIES(i16),   [HAIAN_I32] = BODIES(i32),
+    [HAIAN_I64] = BODIES(i64),   [HAIAN_F16] = BODIES(f16), [HAIAN_BF16] = BODIES(bf16), [HAIAN_F32] = BODIES(f32),
+    [HAIAN_F64] = BODIES(f64),
 };
 
 /* Sorts terms by destination.  places: the index tensor's axes, tensor 0 = index, 1 = source rows.  skip: a destination
@@ -568,8 +587,13 @@ static int32_t run_embedding_dense_backward(const haian_args *args) {
     places.stride[d][1] = dy->stride[d];
   }
   haian_walk_merge(&places);
-  add_job job = {.walk = {.ndim = 1}, .y = out->data, .source = dy->data, .y_stride = out->stride[0],
-                 .size = out->shape[0], .alpha = 1, .alpha_int = 1};
+  add_job job = {.walk = {.ndim = 1},
+                 .y = out->data,
+                 .source = dy->data,
+                 .y_stride = out->stride[0],
+                 .size = out->shape[0],
+                 .alpha = 1,
+                 .alpha_int = 1};
   job.walk.shape[0] = out->shape[1];
   job.walk.stride[0][0] = out->stride[1];
   job.walk.stride[0][2] = dy->stride[last];
@@ -583,11 +607,18 @@ static int32_t add_along(const char *op, const haian_tensor *x, int dim, const h
   int64_t item = haian_itemsize(out->dtype), columns = 1;
   bool uniform = true, whole = true;
   haian_walk copy = {.ndim = out->ndim, .tensors = 2};
-  add_job job = {.y = out->data, .source = source->data, .index = index->data,
-                 .y_stride = out->ndim ? out->stride[dim] : 0, .x_stride = x->ndim ? x->stride[dim] : 0,
+  add_job job = {.y = out->data,
+                 .source = source->data,
+                 .index = index->data,
+                 .y_stride = out->ndim ? out->stride[dim] : 0,
+                 .x_stride = x->ndim ? x->stride[dim] : 0,
                  .index_stride = index_strides[dim],
-                 .source_stride = source->ndim ? source->stride[dim] : 0, .size = x->ndim ? x->shape[dim] : 1,
-                 .n = shape[dim], .alpha = alpha, .alpha_int = alpha_int, .wide = index->dtype == HAIAN_I64};
+                 .source_stride = source->ndim ? source->stride[dim] : 0,
+                 .size = x->ndim ? x->shape[dim] : 1,
+                 .n = shape[dim],
+                 .alpha = alpha,
+                 .alpha_int = alpha_int,
+                 .wide = index->dtype == HAIAN_I64};
   haian_walk *w = &job.walk;
   w->tensors = 3;
   for (int d = 0; d < out->ndim; d++) {
@@ -650,8 +681,10 @@ static int32_t run_scatter_add(const haian_args *args) {
   TRY(need_dtype("scatter_add", "src", source, "x", x));
   HAIAN_REQUIRE(haian_same_shape(x, out), HAIAN_SHAPE, "scatter_add: out is %s; needs x's shape %s",
                 HAIAN_SHAPE_OF(out), HAIAN_SHAPE_OF(x));
-  HAIAN_REQUIRE(index->ndim == x->ndim && source->ndim == x->ndim, HAIAN_SHAPE, "scatter_add: x is %s, index %s, src "
-                "%s; needs as many axes", HAIAN_SHAPE_OF(x), HAIAN_SHAPE_OF(index), HAIAN_SHAPE_OF(source));
+  HAIAN_REQUIRE(index->ndim == x->ndim && source->ndim == x->ndim, HAIAN_SHAPE,
+                "scatter_add: x is %s, index %s, src "
+                "%s; needs as many axes",
+                HAIAN_SHAPE_OF(x), HAIAN_SHAPE_OF(index), HAIAN_SHAPE_OF(source));
   for (int d = 0; d < x->ndim && index->numel; d++)
     HAIAN_REQUIRE(index->shape[d] <= source->shape[d] && (d == dim || index->shape[d] <= x->shape[d]), HAIAN_SHAPE,
                   "scatter_add: x is %s, index %s, src %s; index may not be larger on axis %d", HAIAN_SHAPE_OF(x),
@@ -695,11 +728,11 @@ static int32_t run_index_add(const haian_args *args) {
 #define MOVED \
   (HAIAN_ANY | HAIAN_BIT(HAIAN_C64) | HAIAN_BIT(HAIAN_C128) | HAIAN_BIT(HAIAN_F8E4M3) | HAIAN_BIT(HAIAN_F8E5M2))
 const haian_kernel_entry HAIAN_TABLE(index)[] = {
-  {"embedding", run_embedding, MOVED, NULL},
-  {"embedding_dense_backward", run_embedding_dense_backward, HAIAN_FLOATS, NULL},
-  {"gather", run_gather, MOVED, NULL},
-  {"scatter_add", run_scatter_add, HAIAN_ANY, NULL},
-  {"index_select", run_index_select, MOVED, NULL},
-  {"index_add", run_index_add, HAIAN_ANY, NULL},
-  {NULL, NULL, 0, NULL},
+    {"embedding", run_embedding, MOVED, NULL},
+    {"embedding_dense_backward", run_embedding_dense_backward, HAIAN_FLOATS, NULL},
+    {"gather", run_gather, MOVED, NULL},
+    {"scatter_add", run_scatter_add, HAIAN_ANY, NULL},
+    {"index_select", run_index_select, MOVED, NULL},
+    {"index_add", run_index_add, HAIAN_ANY, NULL},
+    {NULL, NULL, 0, NULL},
 };

@@ -10,8 +10,8 @@
 
 #define HAIAN_PASTE_(a, b, c) a##b##__##c
 #define HAIAN_PASTE(a, b, c) HAIAN_PASTE_(a, b, c)
-#define HAIAN_TABLE(family) HAIAN_PASTE(haian_table_, family, HAIAN_ISA)  /* haian_table_softmax__avx2 */
-#define HAIAN_SYM(name) HAIAN_PASTE(haian_, name, HAIAN_ISA)              /* shared by files of one variant */
+#define HAIAN_TABLE(family) HAIAN_PASTE(haian_table_, family, HAIAN_ISA) /* haian_table_softmax__avx2 */
+#define HAIAN_SYM(name) HAIAN_PASTE(haian_, name, HAIAN_ISA)             /* shared by files of one variant */
 #define HAIAN_BIT(dtype) (1u << (dtype))
 #define HAIAN_FLOATS (HAIAN_BIT(HAIAN_F16) | HAIAN_BIT(HAIAN_BF16) | HAIAN_BIT(HAIAN_F32) | HAIAN_BIT(HAIAN_F64))
 #define HAIAN_SIGNED (HAIAN_BIT(HAIAN_I8) | HAIAN_BIT(HAIAN_I16) | HAIAN_BIT(HAIAN_I32) | HAIAN_BIT(HAIAN_I64))
@@ -21,8 +21,8 @@
 #define HAIAN_ANY (HAIAN_NUMBERS | HAIAN_BIT(HAIAN_BOOL))
 
 /* A kernel refuses before it writes:  HAIAN_REQUIRE(x->ndim >= 1, HAIAN_SHAPE, "softmax: x has no axis; ..."); */
-#define HAIAN_REQUIRE(condition, code, ...) \
-  do { \
+#define HAIAN_REQUIRE(condition, code, ...)                                      \
+  do {                                                                           \
     if (__builtin_expect(!(condition), 0)) return haian_fail(code, __VA_ARGS__); \
   } while (0)
 

@@ -29,14 +29,14 @@ MAYBE_UNUSED static bool runs_avx512(void) {
 MAYBE_UNUSED static bool runs_avx512vnni(void) { return runs_avx512() && __builtin_cpu_supports("avx512vnni"); }
 MAYBE_UNUSED static bool runs_avx512bf16(void) { return runs_avx512vnni() && __builtin_cpu_supports("avx512bf16"); }
 #elif defined(__linux__) && defined(__aarch64__)
-MAYBE_UNUSED static bool runs_neon(void) { return true; }                                    /* part of AArch64 */
-MAYBE_UNUSED static bool runs_sve(void) { return (getauxval(AT_HWCAP) >> 22) & 1; }          /* HWCAP_SVE */
-MAYBE_UNUSED static bool runs_neonbf16(void) { return (getauxval(AT_HWCAP2) >> 14) & 1; }    /* HWCAP2_BF16 */
+MAYBE_UNUSED static bool runs_neon(void) { return true; }                                 /* part of AArch64 */
+MAYBE_UNUSED static bool runs_sve(void) { return (getauxval(AT_HWCAP) >> 22) & 1; }       /* HWCAP_SVE */
+MAYBE_UNUSED static bool runs_neonbf16(void) { return (getauxval(AT_HWCAP2) >> 14) & 1; } /* HWCAP2_BF16 */
 #elif defined(__linux__) && defined(__riscv)
 MAYBE_UNUSED static bool runs_rvv(void) { return (getauxval(AT_HWCAP) >> ('V' - 'A')) & 1; } /* COMPAT_HWCAP_ISA_V */
 #elif defined(__linux__) && defined(__loongarch__)
-MAYBE_UNUSED static bool runs_lsx(void) { return (getauxval(AT_HWCAP) >> 4) & 1; }           /* HWCAP_LOONGARCH_LSX */
-MAYBE_UNUSED static bool runs_lasx(void) { return (getauxval(AT_HWCAP) >> 5) & 1; }          /* HWCAP_LOONGARCH_LASX */
+MAYBE_UNUSED static bool runs_lsx(void) { return (getauxval(AT_HWCAP) >> 4) & 1; }  /* HWCAP_LOONGARCH_LSX */
+MAYBE_UNUSED static bool runs_lasx(void) { return (getauxval(AT_HWCAP) >> 5) & 1; } /* HWCAP_LOONGARCH_LASX */
 #endif
 
 typedef struct variant {
@@ -47,7 +47,7 @@ typedef struct variant {
 
 static const variant variants[] = {
 #define ROW(isa) {#isa, runs_##isa, haian_variant_##isa},
-  HAIAN_VARIANTS(ROW)
+    HAIAN_VARIANTS(ROW)
 #undef ROW
 };
 #define N_VARIANTS ((int)(sizeof variants / sizeof variants[0]))
@@ -87,7 +87,8 @@ static int first_variant(void) {
   }
   snprintf(library.error, sizeof library.error,
            "HAIAN_CPU_ISA=%.40s is not in this build or not run by this processor; using %s; set one of %s, or unset "
-           "it", forced, variants[best].name, names);
+           "it",
+           forced, variants[best].name, names);
   return best;
 }
 
@@ -109,8 +110,8 @@ static void build_index(void) {
   for (int v = first; v < N_VARIANTS; v++) {
     if (!variants[v].runs()) continue;
     if (used < sizeof library.list)
-      used += (size_t)snprintf(library.list + used, sizeof library.list - used, "%s%s", used ? "," : "",
-                               variants[v].name);
+      used +=
+          (size_t)snprintf(library.list + used, sizeof library.list - used, "%s%s", used ? "," : "", variants[v].name);
     int known = library.count; /* rows of more specific variants, sorted: a lower variant only fills gaps */
     for (const haian_kernel_entry *const *table = variants[v].tables; *table; table++)
       for (const haian_kernel_entry *e = *table; e->op; e++) {
@@ -360,11 +361,15 @@ static int32_t check_attributes(const char *op, const haian_args *args) {
   for (int i = 0; i < args->n_attr; i++) {
     const haian_attr *a = &args->attr[i];
     if (a->kind < HAIAN_NONE || a->kind > HAIAN_INTS)
-      return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: attribute %d: kind %d; needs 0 (none), 1 (int), 2 (float) or 3 "
-                        "(ints)", op, i, a->kind);
+      return haian_fail(HAIAN_INVALID_ARGUMENT,
+                        "%s: attribute %d: kind %d; needs 0 (none), 1 (int), 2 (float) or 3 "
+                        "(ints)",
+                        op, i, a->kind);
     if (a->kind == HAIAN_INTS && (a->count < 0 || (a->count > 0 && !a->v)))
-      return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: attribute %d: %d integers at %p; needs a count of 0 or more and "
-                        "their address", op, i, a->count, (const void *)a->v);
+      return haian_fail(HAIAN_INVALID_ARGUMENT,
+                        "%s: attribute %d: %d integers at %p; needs a count of 0 or more and "
+                        "their address",
+                        op, i, a->count, (const void *)a->v);
   }
   return HAIAN_OK;
 }
@@ -376,12 +381,18 @@ int32_t haian_call(const char *op, const haian_args *args) {
   if (!args) return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: the arguments are NULL; needs a haian_args", op);
   if (args->n_in < 0 || args->n_in > HAIAN_MAX_INPUTS || args->n_out < 1 || args->n_out > HAIAN_MAX_OPERANDS ||
       args->n_attr < 0 || args->n_attr > HAIAN_MAX_ATTRS)
-    return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: %d inputs, %d outputs, %d attributes; needs 0 to %d, 1 to %d, 0 to "
-                      "%d", op, args->n_in, args->n_out, args->n_attr, HAIAN_MAX_INPUTS, HAIAN_MAX_OPERANDS,
-                      HAIAN_MAX_ATTRS);
+    return haian_fail(HAIAN_INVALID_ARGUMENT,
+                      "%s: %d inputs, %d outputs, %d attributes; needs 0 to %d, 1 to %d, 0 to "
+                      "%d",
+                      op, args->n_in, args->n_out, args->n_attr, HAIAN_MAX_INPUTS, HAIAN_MAX_OPERANDS, HAIAN_MAX_ATTRS);
   if ((args->n_in && !args->in) || !args->out || (args->n_attr && !args->attr))
-    return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: the array of %s is NULL; needs the address of as many as were "
-                      "counted", op, args->n_in && !args->in ? "inputs" : !args->out ? "outputs" : "attributes");
+    return haian_fail(HAIAN_INVALID_ARGUMENT,
+                      "%s: the array of %s is NULL; needs the address of as many as were "
+                      "counted",
+                      op,
+                      args->n_in && !args->in ? "inputs"
+                      : !args->out            ? "outputs"
+                                              : "attributes");
   int32_t status = check_attributes(op, args);
   operand outputs[HAIAN_MAX_OPERANDS];
   for (int i = 0; i < args->n_out && status == HAIAN_OK; i++) {

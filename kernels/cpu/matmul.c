@@ -6,7 +6,7 @@
 #include <math.h>
 #include <stdio.h>
 
-#define DTYPES \
+#define DTYPES                                                                                              \
   (HAIAN_FLOATS | HAIAN_BIT(HAIAN_U8) | HAIAN_BIT(HAIAN_I8) | HAIAN_BIT(HAIAN_I16) | HAIAN_BIT(HAIAN_I32) | \
    HAIAN_BIT(HAIAN_I64))
 
@@ -89,9 +89,9 @@ static int32_t scale_of(const char *op, const haian_args *args, int index, const
   return HAIAN_OK;
 }
 
-#define TRY(call) \
-  do { \
-    const int32_t status_ = (call); \
+#define TRY(call)                            \
+  do {                                       \
+    const int32_t status_ = (call);          \
     if (status_ != HAIAN_OK) return status_; \
   } while (0)
 
@@ -108,8 +108,12 @@ static int32_t matmul(const haian_args *args) {
                 (long long)k, b->ndim >= 2 ? "second to last" : "only one", (long long)b->shape[b_row]);
   const int a_lead = a->ndim >= 2 ? a->ndim - 2 : 0, b_lead = b->ndim >= 2 ? b->ndim - 2 : 0;
   const int axes = a_lead > b_lead ? a_lead : b_lead;
-  haian_gemm g = {.m = a_row >= 0 ? a->shape[a_row] : 1, .n = b->ndim >= 2 ? b->shape[b_col] : 1, .k = k,
-                  .batch_ndim = axes, .alpha = 1.0, .beta = 0.0};
+  haian_gemm g = {.m = a_row >= 0 ? a->shape[a_row] : 1,
+                  .n = b->ndim >= 2 ? b->shape[b_col] : 1,
+                  .k = k,
+                  .batch_ndim = axes,
+                  .alpha = 1.0,
+                  .beta = 0.0};
   int64_t shape[HAIAN_MAX_RANK];
   int ndim = 0;
   for (int i = 0; i < axes; i++) {
@@ -137,8 +141,12 @@ static int32_t product(const char *op, const haian_args *args, int axes, const h
   const haian_tensor *a = args->in[skip], *b = args->in[skip + 1], *out = args->out[0];
   HAIAN_REQUIRE(a->ndim == rank && b->ndim == rank, HAIAN_SHAPE, "%s: operands are %s and %s; both need %d axes", op,
                 TEXT(a), TEXT(b), rank);
-  haian_gemm g = {.m = a->shape[axes], .n = b->shape[axes + 1], .k = a->shape[axes + 1], .batch_ndim = axes,
-                  .alpha = 1.0, .beta = 0.0};
+  haian_gemm g = {.m = a->shape[axes],
+                  .n = b->shape[axes + 1],
+                  .k = a->shape[axes + 1],
+                  .batch_ndim = axes,
+                  .alpha = 1.0,
+                  .beta = 0.0};
   HAIAN_REQUIRE(b->shape[axes] == g.k, HAIAN_SHAPE,
                 "%s: operands are %s and %s; the first's last axis (%lld) must equal the second's second to last "
                 "(%lld)",
@@ -215,8 +223,12 @@ static int32_t linear(const haian_args *args) {
   shape[last] = weight->shape[0];
   TRY(check_out("linear", out, x->ndim, shape));
   const int axes = last >= 1 ? last - 1 : 0; /* leading axes beyond the rows */
-  haian_gemm g = {.m = last >= 1 ? x->shape[last - 1] : 1, .n = weight->shape[0], .k = weight->shape[1],
-                  .batch_ndim = axes, .alpha = 1.0, .beta = 1.0};
+  haian_gemm g = {.m = last >= 1 ? x->shape[last - 1] : 1,
+                  .n = weight->shape[0],
+                  .k = weight->shape[1],
+                  .batch_ndim = axes,
+                  .alpha = 1.0,
+                  .beta = 1.0};
   g.a = matrix_of(x, last - 1, last);
   g.b = matrix_of(weight, 1, 0);
   g.c = matrix_of(out, last - 1, last);
@@ -230,7 +242,11 @@ static int32_t linear(const haian_args *args) {
 }
 
 const haian_kernel_entry HAIAN_TABLE(matmul)[] = {
-    {"matmul", matmul, DTYPES, NULL},   {"mm", mm, DTYPES, NULL},           {"bmm", bmm, DTYPES, NULL},
-    {"addmm", addmm, DTYPES, NULL},     {"baddbmm", baddbmm, DTYPES, NULL}, {"linear", linear, DTYPES, NULL},
+    {"matmul", matmul, DTYPES, NULL},
+    {"mm", mm, DTYPES, NULL},
+    {"bmm", bmm, DTYPES, NULL},
+    {"addmm", addmm, DTYPES, NULL},
+    {"baddbmm", baddbmm, DTYPES, NULL},
+    {"linear", linear, DTYPES, NULL},
     {NULL, NULL, 0, NULL},
 };

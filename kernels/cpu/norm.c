@@ -134,10 +134,8 @@ static int32_t run(const haian_tensor *x, const haian_tensor *w, const haian_ten
   job.ahead = !brief && follows(&job.x, &job.walk, job.n, f64 ? HAIAN_F64 : HAIAN_F32);
   void (*body)(void *, int64_t, int64_t) =
       brief ? (f64 ? norm_short_f64 : norm_short_f32) : (f64 ? norm_long_f64 : norm_long_f32);
-  if (x->numel == job.n)
-    body(&job, 0, 1);
-  else
-    haian_parallel_for(x->numel / job.n, row_grain(job.n, 2 * job.x.item), body, &job);
+  if (x->numel == job.n) body(&job, 0, 1);
+  else haian_parallel_for(x->numel / job.n, row_grain(job.n, 2 * job.x.item), body, &job);
   return HAIAN_OK;
 }
 
@@ -151,10 +149,8 @@ static void empty_stats(const haian_tensor *t) {
   haian_place_seek(&at, &w, w.ndim, 0);
   for (int64_t i = 0; i < t->numel; i++) {
     char *to = (char *)t->data + at.offset[0] * row_item(t->dtype);
-    if (t->dtype == HAIAN_F64)
-      store_one_f64(t->dtype, to, (double)NAN);
-    else
-      store_one_f32(t->dtype, to, NAN);
+    if (t->dtype == HAIAN_F64) store_one_f64(t->dtype, to, (double)NAN);
+    else store_one_f32(t->dtype, to, NAN);
     haian_place_next(&at, &w, w.ndim);
   }
 }
@@ -197,10 +193,8 @@ static void zero(const haian_tensor *t) {
   row_of(&all, t, ~0u);
   for (int64_t at = 0; at < t->numel; at += NORM_RUN) {
     int64_t n = t->numel - at < NORM_RUN ? t->numel - at : NORM_RUN;
-    if (t->dtype == HAIAN_F64)
-      put_f64(&all, t->data, at, n, (const double[NORM_RUN]){0}, false);
-    else
-      put_f32(&all, t->data, at, n, (const float[NORM_RUN]){0}, false);
+    if (t->dtype == HAIAN_F64) put_f64(&all, t->data, at, n, (const double[NORM_RUN]){0}, false);
+    else put_f32(&all, t->data, at, n, (const float[NORM_RUN]){0}, false);
   }
 }
 

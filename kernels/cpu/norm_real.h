@@ -36,7 +36,7 @@ ROW_INLINE void FN(scale)(REAL *y, const REAL *x, const REAL *w, REAL r, int64_t
 
 /* One row: its statistics, then the result in runs of NORM_RUN.  A row of at most `room` values is converted once. */
 ROW_INLINE void FN(norm_row)(const norm_job *job, const char *x, char *y, char *mean_at, char *rstd_at, const REAL *w,
-                             const REAL *b, const FN(norm_buffers) *buf, int64_t room) {
+                             const REAL *b, const FN(norm_buffers) * buf, int64_t room) {
   int64_t n = job->n;
   bool once = n <= room;
   const REAL *p = once ? FN(fetch)(&job->x, x, 0, n, buf->x) : NULL;
@@ -78,15 +78,13 @@ ROW_INLINE void FN(norm_row)(const norm_job *job, const char *x, char *y, char *
     REAL *t = FN(target)(&job->y, y, at, buf->y, job->stream);
     if (job->ahead) /* the row that comes next: arithmetic hides the memory */
       for (int64_t i = 0; i < m; i += 64 / (int64_t)sizeof(REAL)) __builtin_prefetch(q + i + n);
-    if (job->layer)
-      FN(affine)(t, q, v, u, shift, r, c, m);
-    else
-      FN(scale)(t, q, v, r, m);
+    if (job->layer) FN(affine)(t, q, v, u, shift, r, c, m);
+    else FN(scale)(t, q, v, r, m);
     FN(put)(&job->y, y, at, m, t, job->stream);
   }
 }
 
-ROW_INLINE void FN(norm_rows)(const norm_job *job, int64_t lo, int64_t hi, const FN(norm_buffers) *buf, int64_t room) {
+ROW_INLINE void FN(norm_rows)(const norm_job *job, int64_t lo, int64_t hi, const FN(norm_buffers) * buf, int64_t room) {
   const haian_walk *w = &job->walk, *s = &job->stats;
   haian_place at, stat;
   haian_place_seek(&at, w, w->ndim, lo);
@@ -129,7 +127,7 @@ typedef struct FN(grad_scratch) {
   REAL dy[NORM_RUN], x[NORM_RUN], w[NORM_RUN], g[NORM_RUN], h[NORM_RUN], dx[NORM_RUN], dw[NORM_RUN], db[NORM_RUN];
 } FN(grad_scratch);
 
-static void FN(grad_group)(const grad_job *job, int64_t lo, int64_t hi, WIDE *dw, WIDE *db, FN(grad_scratch) *s) {
+static void FN(grad_group)(const grad_job *job, int64_t lo, int64_t hi, WIDE *dw, WIDE *db, FN(grad_scratch) * s) {
   const char *dy[GRAD_ROWS], *x[GRAD_ROWS];
   char *dx[GRAD_ROWS];
   REAL mean[GRAD_ROWS], rstd[GRAD_ROWS], first[GRAD_ROWS], second[GRAD_ROWS];

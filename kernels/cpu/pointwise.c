@@ -9,10 +9,11 @@
 
 #pragma GCC diagnostic ignored "-Wtype-limits" /* uint8 formulas compare with 0 */
 
-#define HAIAN_INDEPENDENT _Pragma("GCC ivdep") /* out may be exactly an input, which is no dependence between elements */
-#define LOW_TILE 512                           /* elements of a tile of float16: 2 KB a float32 buffer */
-#define TILE 1024                              /* elements of a gathered tile: (4 + 1) x 8 KB at most, in L1 */
-#define SPAN 16384                             /* elements below which a second thread does not pay (about 5 us of add) */
+#define HAIAN_INDEPENDENT \
+  _Pragma("GCC ivdep") /* out may be exactly an input, which is no dependence between elements */
+#define LOW_TILE 512   /* elements of a tile of float16: 2 KB a float32 buffer */
+#define TILE 1024      /* elements of a gathered tile: (4 + 1) x 8 KB at most, in L1 */
+#define SPAN 16384     /* elements below which a second thread does not pay (about 5 us of add) */
 /* Outputs of DRAM size are computed into a small buffer and stored past the caches.  Small tiles let those stores drain
  * while the next tile is computed, and its inputs are asked for STREAM_AHEAD tiles early: 4096 x 4096 float32 on a Xeon with
  * AVX-512 takes 7.7 ms for exp, 10.1 with tiles of 1024 and without asking. */
@@ -28,20 +29,20 @@ HAIAN_INLINE float haian_far_sinf(float x) { return haian_absf(x) > HAIAN_TRIG_M
 HAIAN_INLINE float haian_far_cosf(float x) { return haian_absf(x) > HAIAN_TRIG_MAX ? cosf(x) : haian_cosf(x); }
 
 /* Integers wrap: the arithmetic is unsigned.  pow of a negative exponent is 0, or +-1 for a base of +-1 (aten). */
-#define HAIAN_INTEGER(kind, T, U) \
-  HAIAN_INLINE T haian_add_##kind(T x, T y) { return (T)((U)x + (U)y); } \
-  HAIAN_INLINE T haian_sub_##kind(T x, T y) { return (T)((U)x - (U)y); } \
-  HAIAN_INLINE T haian_mul_##kind(T x, T y) { return (T)((U)x * (U)y); } \
-  HAIAN_INLINE T haian_neg_##kind(T x) { return (T)(0 - (U)x); } \
-  HAIAN_INLINE T haian_not_##kind(T x) { return (T)~x; } \
-  HAIAN_INLINE T haian_abs_##kind(T x) { return x < 0 ? (T)(0 - (U)x) : x; } \
-  HAIAN_INLINE T haian_max_##kind(T x, T y) { return x > y ? x : y; } \
-  HAIAN_INLINE T haian_min_##kind(T x, T y) { return x < y ? x : y; } \
-  HAIAN_INLINE T haian_pow_##kind(T x, T y) { \
-    U power = 1, base = (U)x; \
-    if (y < 0) return (T)(x == 1 ? 1 : x == (T)-1 ? ((y & 1) ? -1 : 1) : 0); \
-    for (U e = (U)y; e; e >>= 1, base *= base) power *= (e & 1) ? base : 1; \
-    return (T)power; \
+#define HAIAN_INTEGER(kind, T, U)                                              \
+  HAIAN_INLINE T haian_add_##kind(T x, T y) { return (T)((U)x + (U)y); }       \
+  HAIAN_INLINE T haian_sub_##kind(T x, T y) { return (T)((U)x - (U)y); }       \
+  HAIAN_INLINE T haian_mul_##kind(T x, T y) { return (T)((U)x * (U)y); }       \
+  HAIAN_INLINE T haian_neg_##kind(T x) { return (T)(0 - (U)x); }               \
+  HAIAN_INLINE T haian_not_##kind(T x) { return (T)~x; }                       \
+  HAIAN_INLINE T haian_abs_##kind(T x) { return x < 0 ? (T)(0 - (U)x) : x; }   \
+  HAIAN_INLINE T haian_max_##kind(T x, T y) { return x > y ? x : y; }          \
+  HAIAN_INLINE T haian_min_##kind(T x, T y) { return x < y ? x : y; }          \
+  HAIAN_INLINE T haian_pow_##kind(T x, T y) {                                  \
+    U power = 1, base = (U)x;                                                  \
+    if (y < 0) return (T)(x == 1 ? 1 : x == (T) - 1 ? ((y & 1) ? -1 : 1) : 0); \
+    for (U e = (U)y; e; e >>= 1, base *= base) power *= (e & 1) ? base : 1;    \
+    return (T)power;                                                           \
   }
 HAIAN_INTEGER(u8, uint8_t, uint32_t)
 HAIAN_INTEGER(i8, int8_t, uint32_t)
@@ -50,8 +51,8 @@ HAIAN_INTEGER(i32, int32_t, uint32_t)
 HAIAN_INTEGER(i64, int64_t, uint64_t)
 
 /* A tile of float16: float32 tiles between conversions.  boolean: bit i, input i is bool and goes as it is. */
-static void haian_half_tile(haian_tile tile, int n_in, uint32_t boolean, int bool_result, const void *const *in, void *out,
-                            int64_t n, const haian_attr *attr) {
+static void haian_half_tile(haian_tile tile, int n_in, uint32_t boolean, int bool_result, const void *const *in,
+                            void *out, int64_t n, const haian_attr *attr) {
   float wide[HAIAN_TILE_INPUTS][LOW_TILE], y[LOW_TILE];
   const void *operand[HAIAN_TILE_INPUTS];
   for (int64_t lo = 0; lo < n; lo += LOW_TILE) {
@@ -78,16 +79,16 @@ typedef struct work {
   const haian_pointwise *pw;
   haian_tile tile;
   const haian_attr *attr;
-  int n_in, ndim;                     /* operands 0 .. n_in - 1 are inputs, n_in is the output */
+  int n_in, ndim; /* operands 0 .. n_in - 1 are inputs, n_in is the output */
   const char *data[HAIAN_TILE_INPUTS + 1];
   int64_t item[HAIAN_TILE_INPUTS + 1];
   int64_t shape[HAIAN_MAX_RANK];
   int64_t stride[HAIAN_TILE_INPUTS + 1][HAIAN_MAX_RANK]; /* bytes; a broadcast axis has 0 */
-  int64_t n;                          /* elements */
-  int64_t width, height;              /* of a gathered tile: elements of axes `inner` and `second` */
+  int64_t n;                                             /* elements */
+  int64_t width, height;                                 /* of a gathered tile: elements of axes `inner` and `second` */
   int inner, second;
-  int64_t across, down;               /* tiles along those axes */
-  bool turned, stream;                /* turned: some input is contiguous along `second` rather than `inner` */
+  int64_t across, down; /* tiles along those axes */
+  bool turned, stream;  /* turned: some input is contiguous along `second` rather than `inner` */
 } work;
 
 static inline void ask_ahead(const char *at, int64_t bytes) { /* may pass the operand's end: a request never faults */
@@ -119,35 +120,37 @@ static void run_span(void *ctx, int64_t lo, int64_t hi) {
 }
 
 /* to[r][i] = from[r * down + i * right] (bytes), r < rows, i < columns, to compact: the loop that reads neighbours is inside. */
-#define GATHER(T) \
-  static void gather_##T(T *to, const char *from, int64_t right, int64_t down, int64_t rows, int64_t columns) { \
-    int64_t a = right < 0 ? -right : right, b = down < 0 ? -down : down; \
-    if (rows == 1 || a <= b || !b) { \
-      for (int64_t r = 0; r < rows; r++) \
-        for (int64_t i = 0; i < columns; i++) to[r * columns + i] = *(const T *)(from + r * down + i * right); \
-    } else { \
-      for (int64_t i = 0; i < columns; i++) { \
-        __builtin_prefetch(from + i * right + 2 * rows * down); /* the tile after the next one below */ \
-        for (int64_t r = 0; r < rows; r++) to[r * columns + i] = *(const T *)(from + r * down + i * right); \
-      } \
-    } \
-  } \
+#define GATHER(T)                                                                                                \
+  static void gather_##T(T *to, const char *from, int64_t right, int64_t down, int64_t rows, int64_t columns) {  \
+    int64_t a = right < 0 ? -right : right, b = down < 0 ? -down : down;                                         \
+    if (rows == 1 || a <= b || !b) {                                                                             \
+      for (int64_t r = 0; r < rows; r++)                                                                         \
+        for (int64_t i = 0; i < columns; i++) to[r * columns + i] = *(const T *)(from + r * down + i * right);   \
+    } else {                                                                                                     \
+      for (int64_t i = 0; i < columns; i++) {                                                                    \
+        __builtin_prefetch(from + i * right + 2 * rows * down); /* the tile after the next one below */          \
+        for (int64_t r = 0; r < rows; r++) to[r * columns + i] = *(const T *)(from + r * down + i * right);      \
+      }                                                                                                          \
+    }                                                                                                            \
+  }                                                                                                              \
   static void scatter_##T(char *to, const T *from, int64_t right, int64_t down, int64_t rows, int64_t columns) { \
-    for (int64_t r = 0; r < rows; r++) \
-      for (int64_t i = 0; i < columns; i++) *(T *)(to + r * down + i * right) = from[r * columns + i]; \
+    for (int64_t r = 0; r < rows; r++)                                                                           \
+      for (int64_t i = 0; i < columns; i++) *(T *)(to + r * down + i * right) = from[r * columns + i];           \
   }
 GATHER(uint8_t)
 GATHER(uint16_t)
 GATHER(uint32_t)
 GATHER(uint64_t)
 
-static void gather(int64_t item, void *to, const char *from, int64_t right, int64_t down, int64_t rows, int64_t columns) {
+static void gather(int64_t item, void *to, const char *from, int64_t right, int64_t down, int64_t rows,
+                   int64_t columns) {
   if (item == 4) gather_uint32_t(to, from, right, down, rows, columns);
   else if (item == 2) gather_uint16_t(to, from, right, down, rows, columns);
   else if (item == 1) gather_uint8_t(to, from, right, down, rows, columns);
   else gather_uint64_t(to, from, right, down, rows, columns);
 }
-static void scatter(int64_t item, char *to, const void *from, int64_t right, int64_t down, int64_t rows, int64_t columns) {
+static void scatter(int64_t item, char *to, const void *from, int64_t right, int64_t down, int64_t rows,
+                    int64_t columns) {
   if (item == 4) scatter_uint32_t(to, from, right, down, rows, columns);
   else if (item == 2) scatter_uint16_t(to, from, right, down, rows, columns);
   else if (item == 1) scatter_uint8_t(to, from, right, down, rows, columns);
@@ -168,7 +171,8 @@ static void run_tiles(void *ctx, int64_t lo, int64_t hi) {
     if (w->second >= 0) place[w->second] = b * w->height;
     for (int d = w->ndim - 1; d >= 0; d--)
       if (d != w->inner && d != w->second) place[d] = rest % w->shape[d], rest /= w->shape[d];
-    int64_t columns = w->shape[w->inner] - place[w->inner], rows = w->second < 0 ? 1 : w->shape[w->second] - place[w->second];
+    int64_t columns = w->shape[w->inner] - place[w->inner],
+            rows = w->second < 0 ? 1 : w->shape[w->second] - place[w->second];
     if (columns > w->width) columns = w->width;
     if (rows > w->height) rows = w->height;
 
@@ -230,7 +234,8 @@ static void arrange(work *w) {
   const int out = w->n_in;
   for (int d = 0; d < w->ndim; d++) {
     if (w->stride[out][d] >= 0) continue;
-    for (int k = 0; k <= w->n_in; k++) w->data[k] += (w->shape[d] - 1) * w->stride[k][d], w->stride[k][d] = -w->stride[k][d];
+    for (int k = 0; k <= w->n_in; k++)
+      w->data[k] += (w->shape[d] - 1) * w->stride[k][d], w->stride[k][d] = -w->stride[k][d];
   }
   for (int d = 1; d < w->ndim; d++)
     for (int at = d; at > 0 && w->stride[out][at - 1] < w->stride[out][at]; at--) swap_axes(w, at - 1, at);
@@ -269,20 +274,26 @@ static int32_t refuse_shapes(const char *name, const haian_pointwise *pw, const 
   char text[400] = "";
   size_t used = 0;
   for (int k = 0; k < args->n_in && used < sizeof text; k++)
-    used += (size_t)snprintf(text + used, sizeof text - used, "%s%s is %s", k ? ", " : "", pw->input[k], HAIAN_SHAPE_OF(args->in[k]));
+    used += (size_t)snprintf(text + used, sizeof text - used, "%s%s is %s", k ? ", " : "", pw->input[k],
+                             HAIAN_SHAPE_OF(args->in[k]));
   return haian_fail(HAIAN_SHAPE, "%s: %s; the output is %s; shapes must broadcast to the output's", name, text,
                     HAIAN_SHAPE_OF(args->out[0]));
 }
 
 static int32_t check_numbers(const haian_pointwise *pw, int32_t dtype, const haian_attr *attr) {
-  static const int64_t low[] = {0, INT8_MIN, INT16_MIN, INT32_MIN, INT64_MIN}, high[] = {UINT8_MAX, INT8_MAX, INT16_MAX, INT32_MAX, INT64_MAX};
+  static const int64_t low[] = {0, INT8_MIN, INT16_MIN, INT32_MIN, INT64_MIN},
+                       high[] = {UINT8_MAX, INT8_MAX, INT16_MAX, INT32_MAX, INT64_MAX};
   int row = dtype == HAIAN_U8 ? 0 : dtype - HAIAN_I8 + 1;
   for (int i = 0; i < pw->n_attr; i++) {
     if (!(pw->numbers >> i & 1) || attr[i].kind == HAIAN_NONE) continue;
     bool fits = attr[i].kind == HAIAN_INT ? attr[i].i >= low[row] && attr[i].i <= high[row]
-                                          : attr[i].f >= (double)low[row] && attr[i].f < (double)high[row] + 1.0 && attr[i].f == (double)(int64_t)attr[i].f;
-    HAIAN_REQUIRE(fits, HAIAN_INVALID_ARGUMENT, "%s: %s is %g and the tensors are %s; needs an integer from %lld to %lld; cast the tensors to a floating dtype first",
-                  pw->name, pw->attr[i], haian_attr_float(attr + i), haian_dtype_name(dtype), (long long)low[row], (long long)high[row]);
+                                          : attr[i].f >= (double)low[row] && attr[i].f < (double)high[row] + 1.0 &&
+                                                attr[i].f == (double)(int64_t)attr[i].f;
+    HAIAN_REQUIRE(fits, HAIAN_INVALID_ARGUMENT,
+                  "%s: %s is %g and the tensors are %s; needs an integer from %lld to %lld; cast the tensors to a "
+                  "floating dtype first",
+                  pw->name, pw->attr[i], haian_attr_float(attr + i), haian_dtype_name(dtype), (long long)low[row],
+                  (long long)high[row]);
   }
   return HAIAN_OK;
 }
@@ -293,8 +304,8 @@ static int32_t check_dtypes(const haian_pointwise *pw, const haian_args *args, i
   for (int k = 0; k < args->n_in; k++) {
     int32_t have = args->in[k]->dtype;
     if (pw->boolean >> k & 1) {
-      HAIAN_REQUIRE(have == HAIAN_BOOL, HAIAN_DTYPE, "%s: %s is %s; needs bool; compare it with something first", pw->name,
-                    pw->input[k], haian_dtype_name(have));
+      HAIAN_REQUIRE(have == HAIAN_BOOL, HAIAN_DTYPE, "%s: %s is %s; needs bool; compare it with something first",
+                    pw->name, pw->input[k], haian_dtype_name(have));
       continue;
     }
     if (first < 0) first = k;
@@ -303,8 +314,11 @@ static int32_t check_dtypes(const haian_pointwise *pw, const haian_args *args, i
   }
   *dtype = args->in[first]->dtype;
   HAIAN_REQUIRE(*dtype > 0 && *dtype < HAIAN_DTYPE_END && pw->tile[*dtype], HAIAN_DTYPE,
-                "%s: %s is %s, which it does not take; cast it first", pw->name, pw->input[first], haian_dtype_name(*dtype));
-  int32_t want = pw->result == HAIAN_RESULT_BOOL ? HAIAN_BOOL : pw->result == HAIAN_RESULT_ATTR ? (int32_t)args->attr[0].i : *dtype;
+                "%s: %s is %s, which it does not take; cast it first", pw->name, pw->input[first],
+                haian_dtype_name(*dtype));
+  int32_t want = pw->result == HAIAN_RESULT_BOOL   ? HAIAN_BOOL
+                 : pw->result == HAIAN_RESULT_ATTR ? (int32_t)args->attr[0].i
+                                                   : *dtype;
   HAIAN_REQUIRE(args->out[0]->dtype == want, HAIAN_DTYPE, "%s: the output is %s; needs %s", pw->name,
                 haian_dtype_name(args->out[0]->dtype), haian_dtype_name(want));
   return HAIAN_OK;
@@ -314,18 +328,21 @@ static int32_t check_dtypes(const haian_pointwise *pw, const haian_args *args, i
  * Returns HAIAN_INVALID_ARGUMENT, HAIAN_DTYPE or HAIAN_SHAPE before anything is written. */
 static int32_t haian_pointwise_run(const haian_pointwise *pw, const haian_args *args) {
   HAIAN_REQUIRE(args->n_in == pw->n_in && args->n_out == 1 && args->n_attr == pw->n_attr, HAIAN_INVALID_ARGUMENT,
-                "%s: %d inputs, %d outputs, %d attributes; needs %d, 1, %d", pw->name, args->n_in, args->n_out, args->n_attr,
-                pw->n_in, pw->n_attr);
+                "%s: %d inputs, %d outputs, %d attributes; needs %d, 1, %d", pw->name, args->n_in, args->n_out,
+                args->n_attr, pw->n_in, pw->n_attr);
   for (int k = 0; k < args->n_in; k++)
-    HAIAN_REQUIRE(args->in[k], HAIAN_INVALID_ARGUMENT, "%s: %s was not given; it is not optional", pw->name, pw->input[k]);
+    HAIAN_REQUIRE(args->in[k], HAIAN_INVALID_ARGUMENT, "%s: %s was not given; it is not optional", pw->name,
+                  pw->input[k]);
   int32_t dtype = 0, status = check_dtypes(pw, args, &dtype);
   if (status) return status;
-  if (pw->numbers && dtype >= HAIAN_U8 && dtype <= HAIAN_I64 && (status = check_numbers(pw, dtype, args->attr))) return status;
+  if (pw->numbers && dtype >= HAIAN_U8 && dtype <= HAIAN_I64 && (status = check_numbers(pw, dtype, args->attr)))
+    return status;
 
   haian_tensor *out = args->out[0];
   work w = {.pw = pw, .tile = pw->tile[dtype], .attr = args->attr, .n_in = pw->n_in, .n = out->numel};
   bool flat = haian_is_contiguous(out), aliased = false;
-  for (int k = 0; k < w.n_in; k++) flat = flat && haian_is_contiguous(args->in[k]) && haian_same_shape(args->in[k], out);
+  for (int k = 0; k < w.n_in; k++)
+    flat = flat && haian_is_contiguous(args->in[k]) && haian_same_shape(args->in[k], out);
   for (int k = 0; k <= w.n_in; k++) {
     const haian_tensor *t = k < w.n_in ? args->in[k] : out;
     w.data[k] = t->data;
@@ -387,6 +404,4 @@ static int32_t haian_pointwise_run(const haian_pointwise *pw, const haian_args *
 #include "cast.h"
 
 const haian_kernel_entry HAIAN_TABLE(pointwise)[] = {
-  HAIAN_POINTWISE_ROWS
-  {"cast", run_cast, HAIAN_CAST_DTYPES, &pointwise_cast},
-  {NULL, NULL, 0, NULL}};
+    HAIAN_POINTWISE_ROWS{"cast", run_cast, HAIAN_CAST_DTYPES, &pointwise_cast}, {NULL, NULL, 0, NULL}};

@@ -16,13 +16,13 @@ enum haian_result { HAIAN_RESULT_SAME, HAIAN_RESULT_BOOL, HAIAN_RESULT_ATTR /* a
 typedef struct haian_pointwise {
   const char *name;
   int32_t n_in;
-  uint32_t boolean;                             /* bit i: input i is bool whatever the dtype of the others */
-  int32_t result;                               /* enum haian_result */
+  uint32_t boolean; /* bit i: input i is bool whatever the dtype of the others */
+  int32_t result;   /* enum haian_result */
   int32_t n_attr;
-  uint32_t numbers;                             /* bit i: attribute i is a number; on integers it must be one */
+  uint32_t numbers; /* bit i: attribute i is a number; on integers it must be one */
   const char *input[HAIAN_TILE_INPUTS];
   const char *attr[HAIAN_MAX_ATTRS];
-  haian_tile tile[HAIAN_DTYPE_END];             /* by dtype of the inputs that are not in `boolean`; NULL: refused */
+  haian_tile tile[HAIAN_DTYPE_END]; /* by dtype of the inputs that are not in `boolean`; NULL: refused */
 } haian_pointwise;
 
 /* The tile to call directly for contiguous operands of one shape, or NULL where the kernel has attributes to check. */

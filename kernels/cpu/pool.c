@@ -58,10 +58,10 @@ static struct {
   _Alignas(64) _Atomic int64_t next; /* next chunk to take */
   _Alignas(64) void (*body)(void *, int64_t, int64_t);
   void *ctx;
-  int64_t n, chunk, count;           /* chunk i is [i * chunk, (i + 1) * chunk), the last one ends at n */
+  int64_t n, chunk, count; /* chunk i is [i * chunk, (i + 1) * chunk), the last one ends at n */
   unsigned float_mode;
-  atomic_bool owned;                 /* a caller is using the pool */
-  int32_t created;                   /* workers that exist; written by the owner */
+  atomic_bool owned; /* a caller is using the pool */
+  int32_t created;   /* workers that exist; written by the owner */
   bool create_failed;
   pthread_mutex_t done_lock;
   pthread_cond_t done;

@@ -4,21 +4,21 @@
  * order takes word i % 4 of block i / 4 (float64: words 2i and 2i + 1), whatever the strides and the thread count. */
 #include "strided.h"
 
-#define BLOCKS 64           /* made together: the rounds run over them as vectors */
+#define BLOCKS 64 /* made together: the rounds run over them as vectors */
 #define WORDS (4 * BLOCKS)
-#define GRAIN (16 << 10)    /* elements: ~10 us of rounds */
+#define GRAIN (16 << 10) /* elements: ~10 us of rounds */
 
 /* Lanes of 64 bits hold 32-bit words; what stands above them is ignored, as the multiplications do.  That leaves six
  * instructions a round: two products, two shifts, two three-way exclusive ors. */
 #if defined(__AVX512F__)
 #define LANES 8
-#define PRODUCT(a, b) (lanes)_mm512_mul_epu32((__m512i)(a), (__m512i)(b))
+#define PRODUCT(a, b) (lanes) _mm512_mul_epu32((__m512i)(a), (__m512i)(b))
 #elif defined(__AVX2__)
 #define LANES 4
-#define PRODUCT(a, b) (lanes)_mm256_mul_epu32((__m256i)(a), (__m256i)(b))
+#define PRODUCT(a, b) (lanes) _mm256_mul_epu32((__m256i)(a), (__m256i)(b))
 #elif defined(__SSE2__)
 #define LANES 2
-#define PRODUCT(a, b) (lanes)_mm_mul_epu32((__m128i)(a), (__m128i)(b))
+#define PRODUCT(a, b) (lanes) _mm_mul_epu32((__m128i)(a), (__m128i)(b))
 #else
 #define LANES 2
 #define PRODUCT(a, b) (((a) & 0xffffffffu) * (b))
@@ -69,7 +69,7 @@ static void philox(uint64_t seed, uint64_t offset, uint64_t first, uint32_t *wor
 }
 
 typedef struct random_job {
-  haian_walk walk; /* row-major; tensor 0 = out, 1 = x, 2 = mask */
+  haian_walk walk;  /* row-major; tensor 0 = out, 1 = x, 2 = mask */
   char *out, *mask; /* mask may be NULL */
   const char *x;
   uint64_t seed, offset;
@@ -202,13 +202,15 @@ static void run_job(random_job *job, const haian_tensor *out, const haian_tensor
 
 static int32_t run_rand(const haian_args *args) {
   HAIAN_REQUIRE(args->n_out == 1 && args->n_attr == 4 && args->attr[0].kind == HAIAN_INTS &&
-                args->attr[1].kind == HAIAN_INT && args->attr[2].kind == HAIAN_INT, HAIAN_INVALID_ARGUMENT,
-                "rand: %d outputs, %d attributes; needs out, and shape, seed, offset, dtype", args->n_out,
-                args->n_attr);
+                    args->attr[1].kind == HAIAN_INT && args->attr[2].kind == HAIAN_INT,
+                HAIAN_INVALID_ARGUMENT, "rand: %d outputs, %d attributes; needs out, and shape, seed, offset, dtype",
+                args->n_out, args->n_attr);
   const haian_tensor *out = args->out[0];
   const haian_attr *shape = &args->attr[0];
-  HAIAN_REQUIRE((HAIAN_FLOATS >> out->dtype) & 1, HAIAN_DTYPE, "rand: out is %s; takes float16, bfloat16, float32, "
-                "float64", haian_dtype_name(out->dtype));
+  HAIAN_REQUIRE((HAIAN_FLOATS >> out->dtype) & 1, HAIAN_DTYPE,
+                "rand: out is %s; takes float16, bfloat16, float32, "
+                "float64",
+                haian_dtype_name(out->dtype));
   HAIAN_REQUIRE(shape->count == out->ndim && memcmp(shape->v, out->shape, (size_t)out->ndim * sizeof *shape->v) == 0,
                 HAIAN_SHAPE, "rand: out is %s; needs the given shape of %d axes", HAIAN_SHAPE_OF(out), shape->count);
   random_job job = {.seed = (uint64_t)args->attr[1].i, .offset = (uint64_t)args->attr[2].i};
@@ -218,8 +220,9 @@ static int32_t run_rand(const haian_args *args) {
 
 static int32_t run_dropout_as(const haian_args *args, const char *op, int outputs) {
   HAIAN_REQUIRE(args->n_in == 1 && args->n_out == outputs && args->n_attr == 3 && args->in[0] &&
-                (args->attr[0].kind == HAIAN_FLOAT || args->attr[0].kind == HAIAN_INT) &&
-                args->attr[1].kind == HAIAN_INT && args->attr[2].kind == HAIAN_INT, HAIAN_INVALID_ARGUMENT,
+                    (args->attr[0].kind == HAIAN_FLOAT || args->attr[0].kind == HAIAN_INT) &&
+                    args->attr[1].kind == HAIAN_INT && args->attr[2].kind == HAIAN_INT,
+                HAIAN_INVALID_ARGUMENT,
                 "%s: %d inputs, %d outputs, %d attributes; needs x, %d outputs, and p, seed, offset", op, args->n_in,
                 args->n_out, args->n_attr, outputs);
   const haian_tensor *x = args->in[0], *out = args->out[0], *mask = outputs == 2 ? args->out[1] : NULL;
@@ -236,7 +239,9 @@ static int32_t run_dropout_as(const haian_args *args, const char *op, int output
   HAIAN_REQUIRE(p >= 0 && p <= 1, HAIAN_INVALID_ARGUMENT, "%s: p is %g; needs 0 <= p <= 1", op, p);
   double steps = p * 0x1p24; /* exact; word * 2^-24 >= p where word >= the next integer */
   uint32_t threshold = (uint32_t)steps + ((double)(uint32_t)steps < steps);
-  random_job job = {.seed = (uint64_t)args->attr[1].i, .offset = (uint64_t)args->attr[2].i, .threshold = threshold,
+  random_job job = {.seed = (uint64_t)args->attr[1].i,
+                    .offset = (uint64_t)args->attr[2].i,
+                    .threshold = threshold,
                     .scale = p < 1 ? 1.0 / (1.0 - p) : 0.0};
   run_job(&job, out, x, mask);
   return HAIAN_OK;
@@ -246,8 +251,8 @@ static int32_t run_dropout(const haian_args *args) { return run_dropout_as(args,
 static int32_t run_native_dropout(const haian_args *args) { return run_dropout_as(args, "native_dropout", 2); }
 
 const haian_kernel_entry HAIAN_TABLE(random)[] = {
-  {"rand", run_rand, HAIAN_FLOATS, NULL},
-  {"dropout", run_dropout, HAIAN_FLOATS, NULL},
-  {"native_dropout", run_native_dropout, HAIAN_FLOATS, NULL},
-  {NULL, NULL, 0, NULL},
+    {"rand", run_rand, HAIAN_FLOATS, NULL},
+    {"dropout", run_dropout, HAIAN_FLOATS, NULL},
+    {"native_dropout", run_native_dropout, HAIAN_FLOATS, NULL},
+    {NULL, NULL, 0, NULL},
 };

@@ -45,7 +45,7 @@ static bool reduce_bytes(const uint8_t *p, int64_t n, bool zero) {
 #define TEMPLATE "reduce_real.h"
 #include "each_real.h"
 
-#define REDUCIBLE \
+#define REDUCIBLE                                                                                    \
   (HAIAN_FLOATS | HAIAN_SIGNED | HAIAN_BIT(HAIAN_U8) | HAIAN_BIT(HAIAN_U16) | HAIAN_BIT(HAIAN_U32) | \
    HAIAN_BIT(HAIAN_BOOL))
 
@@ -100,12 +100,9 @@ static void plan_contiguous(reduce_job *job, const haian_tensor *x, uint32_t mas
   int64_t outer = 1, inner = 1;
   job->n = 1;
   for (int d = 0; d < x->ndim; d++) {
-    if (mask >> d & 1)
-      job->n *= x->shape[d];
-    else if (mask >> d)
-      outer *= x->shape[d];
-    else
-      inner *= x->shape[d];
+    if (mask >> d & 1) job->n *= x->shape[d];
+    else if (mask >> d) outer *= x->shape[d];
+    else inner *= x->shape[d];
   }
   set_axis(&job->kept, outer, job->n * inner, inner);
   set_axis(&job->kept, inner, 1, 1);

@@ -26,7 +26,7 @@ ROW_INLINE int64_t FN(first)(const REAL *p, int64_t n, REAL best) {
 }
 
 /* Positions [lo, hi) of the row at x. */
-static void FN(search)(const index_job *job, const char *x, int64_t lo, int64_t hi, FN(found) *out) {
+static void FN(search)(const index_job *job, const char *x, int64_t lo, int64_t hi, FN(found) * out) {
   REAL buf[INDEX_CHUNK] __attribute__((aligned(64)));
   int64_t block = -1;
   REAL best = 0;
@@ -64,10 +64,8 @@ static __attribute__((noinline)) int64_t FN(search_long)(const index_job *job, c
   b.x = x;
   int64_t blocks = (job->n + job->block - 1) / job->block;
   b.part[0].at = -1;
-  if (parallel)
-    haian_parallel_for(blocks, 1, FN(search_blocks), &b);
-  else
-    FN(search_blocks)(&b, 0, blocks);
+  if (parallel) haian_parallel_for(blocks, 1, FN(search_blocks), &b);
+  else FN(search_blocks)(&b, 0, blocks);
   FN(found) best = b.part[0];
   for (int64_t i = 1; i < blocks; i++)
     if (FN(better)(job->smallest, b.part[i].value, best.value)) best = b.part[i];

@@ -20,7 +20,7 @@ ROW_INLINE bool FN(exists)(const REAL *p, int64_t n, bool zero) {
   return found != 0;
 }
 
-static void FN(merge)(enum reduce_op op, FN(partial) *into, const FN(partial) *from) {
+static void FN(merge)(enum reduce_op op, FN(partial) * into, const FN(partial) * from) {
   if (into->count == 0) {
     *into = *from;
     return;
@@ -43,31 +43,41 @@ static void FN(merge)(enum reduce_op op, FN(partial) *into, const FN(partial) *f
 }
 
 /* One chunk that lies in L1. */
-ROW_INLINE void FN(fold)(enum reduce_op op, FN(partial) *into, const REAL *p, int64_t n) {
+ROW_INLINE void FN(fold)(enum reduce_op op, FN(partial) * into, const REAL *p, int64_t n) {
   FN(partial) chunk = {.count = n};
   switch (op) {
-  case SUM:
-  case MEAN: chunk.sum = FN(sum_chunk)(p, n); break;
-  case AMAX: chunk.value = FN(largest)(p, n); break;
-  case AMIN: chunk.value = FN(smallest)(p, n); break;
-  case ANY: chunk.value = FN(exists)(p, n, false); break;
-  case ALL: chunk.value = FN(exists)(p, n, true); break;
-  default: {
+    case SUM:
+    case MEAN:
+      chunk.sum = FN(sum_chunk)(p, n);
+      break;
+    case AMAX:
+      chunk.value = FN(largest)(p, n);
+      break;
+    case AMIN:
+      chunk.value = FN(smallest)(p, n);
+      break;
+    case ANY:
+      chunk.value = FN(exists)(p, n, false);
+      break;
+    case ALL:
+      chunk.value = FN(exists)(p, n, true);
+      break;
+    default: {
 #if !REAL_IS_INT
-    REAL shift = (REAL)(FN(sum_chunk)(p, n) / (WIDE)n); /* the second pass corrects for its rounding */
-    WIDE first = 0;
-    FN(moments)(p, shift, n, &first, &chunk.squares);
-    chunk.sum = (WIDE)shift + first / (WIDE)n;
-    chunk.squares -= first * (first / (WIDE)n);
-    if (chunk.squares < 0) chunk.squares = 0;
+      REAL shift = (REAL)(FN(sum_chunk)(p, n) / (WIDE)n); /* the second pass corrects for its rounding */
+      WIDE first = 0;
+      FN(moments)(p, shift, n, &first, &chunk.squares);
+      chunk.sum = (WIDE)shift + first / (WIDE)n;
+      chunk.squares -= first * (first / (WIDE)n);
+      if (chunk.squares < 0) chunk.squares = 0;
 #endif
-  }
+    }
   }
   FN(merge)(op, into, &chunk);
 }
 
 /* Positions [lo, hi) of the row at x. */
-static void FN(stretch)(const reduce_job *job, const char *x, int64_t lo, int64_t hi, FN(partial) *out) {
+static void FN(stretch)(const reduce_job *job, const char *x, int64_t lo, int64_t hi, FN(partial) * out) {
   REAL buf[REDUCE_CHUNK] __attribute__((aligned(64)));
   *out = (FN(partial)){0};
 #if REAL_IS_INT
@@ -84,22 +94,33 @@ static void FN(stretch)(const reduce_job *job, const char *x, int64_t lo, int64_
   }
 }
 
-static void FN(finish)(const reduce_job *job, const FN(partial) *p, char *y) {
+static void FN(finish)(const reduce_job *job, const FN(partial) * p, char *y) {
   switch (job->op) {
 #if REAL_IS_INT
-  case SUM: FN(store_one)(job->y_dtype, y, (REAL)p->sum); break;
+    case SUM:
+      FN(store_one)(job->y_dtype, y, (REAL)p->sum);
+      break;
 #else
-  case SUM: FN(store_one)(job->y_dtype, y, (REAL)p->sum); break;
-  case MEAN: FN(store_one)(job->y_dtype, y, (REAL)(p->sum / (WIDE)job->n)); break;
-  case VAR: {
-    WIDE freedom = (WIDE)job->n - job->correction;
-    FN(store_one)(job->y_dtype, y, (REAL)(job->n ? p->squares / (freedom > 0 ? freedom : 0) : (WIDE)NAN));
-    break;
-  }
+    case SUM:
+      FN(store_one)(job->y_dtype, y, (REAL)p->sum);
+      break;
+    case MEAN:
+      FN(store_one)(job->y_dtype, y, (REAL)(p->sum / (WIDE)job->n));
+      break;
+    case VAR: {
+      WIDE freedom = (WIDE)job->n - job->correction;
+      FN(store_one)(job->y_dtype, y, (REAL)(job->n ? p->squares / (freedom > 0 ? freedom : 0) : (WIDE)NAN));
+      break;
+    }
 #endif
-  case ANY: *(uint8_t *)y = p->value != 0; break;
-  case ALL: *(uint8_t *)y = p->value == 0; break;
-  default: FN(store_one)(job->y_dtype, y, p->value);
+    case ANY:
+      *(uint8_t *)y = p->value != 0;
+      break;
+    case ALL:
+      *(uint8_t *)y = p->value == 0;
+      break;
+    default:
+      FN(store_one)(job->y_dtype, y, p->value);
   }
 }
 
@@ -119,26 +140,22 @@ static void FN(reduce_blocks)(void *ctx, int64_t lo, int64_t hi) {
 }
 
 /* A row of several blocks, one after the other or on all threads: the same partial results in the same order. */
-static __attribute__((noinline)) void FN(reduce_long)(const reduce_job *job, const char *x, FN(partial) *out,
+static __attribute__((noinline)) void FN(reduce_long)(const reduce_job *job, const char *x, FN(partial) * out,
                                                       bool parallel) {
   FN(blocks) b;
   b.job = job;
   b.x = x;
   int64_t blocks = (job->n + job->block - 1) / job->block;
-  if (parallel)
-    haian_parallel_for(blocks, 1, FN(reduce_blocks), &b);
-  else
-    FN(reduce_blocks)(&b, 0, blocks);
+  if (parallel) haian_parallel_for(blocks, 1, FN(reduce_blocks), &b);
+  else FN(reduce_blocks)(&b, 0, blocks);
   *out = (FN(partial)){0};
   for (int64_t i = 0; i < blocks; i++) FN(merge)(job->op, out, &b.part[i]);
 }
 
 ROW_INLINE void FN(reduce_row)(const reduce_job *job, const char *x, char *y, bool parallel) {
   FN(partial) p;
-  if (job->n <= job->block)
-    FN(stretch)(job, x, 0, job->n, &p);
-  else
-    FN(reduce_long)(job, x, &p, parallel);
+  if (job->n <= job->block) FN(stretch)(job, x, 0, job->n, &p);
+  else FN(reduce_long)(job, x, &p, parallel);
   FN(finish)(job, &p, y);
 }
 
@@ -165,7 +182,7 @@ typedef struct FN(strip) {
 enum FN(pass) { FN(VALUES), FN(DISTANCES), FN(WIDE_DISTANCES) };
 
 /* Adds n columns of up to eight rows to the strip: one pass over the accumulators for eight over x. */
-ROW_INLINE void FN(add_rows)(enum reduce_op op, FN(strip) *s, const REAL *const p[8], int rows, int64_t n,
+ROW_INLINE void FN(add_rows)(enum reduce_op op, FN(strip) * s, const REAL *const p[8], int rows, int64_t n,
                              enum FN(pass) pass) {
 #define EACH(...) _Pragma("GCC ivdep") for (int64_t j = 0; j < n; j++) __VA_ARGS__
   if (op == AMAX || op == AMIN) {
@@ -185,10 +202,8 @@ ROW_INLINE void FN(add_rows)(enum reduce_op op, FN(strip) *s, const REAL *const 
   } else if (op == ANY || op == ALL) {
     for (int k = 0; k < rows; k++) {
       const REAL *v = p[k];
-      if (op == ANY)
-        EACH(s->value[j] = (v[j] != 0) | (s->value[j] != 0));
-      else
-        EACH(s->value[j] = (v[j] == 0) | (s->value[j] != 0));
+      if (op == ANY) EACH(s->value[j] = (v[j] != 0) | (s->value[j] != 0));
+      else EACH(s->value[j] = (v[j] == 0) | (s->value[j] != 0));
     }
   } else if (pass == FN(DISTANCES) && rows == 8) {
     EACH({
@@ -224,7 +239,7 @@ ROW_INLINE void FN(add_rows)(enum reduce_op op, FN(strip) *s, const REAL *const 
 
 /* Rows [lo, hi) of the strip of n columns at x into s->sum (squares, value). */
 static void FN(strip_rows)(const reduce_job *job, const char *x, int64_t lo, int64_t hi, int64_t n, enum FN(pass) pass,
-                           FN(strip) *s) {
+                           FN(strip) * s) {
   REAL buf[8][REDUCE_WIDTH];
   const haian_walk *w = &job->reduced;
   int64_t side = job->kept.stride[job->kept.ndim - 1][0], level = job->level;
@@ -269,7 +284,7 @@ static void FN(strip_rows)(const reduce_job *job, const char *x, int64_t lo, int
 #endif
 }
 
-static void FN(strip_finish)(const reduce_job *job, FN(strip) *s, char *y, int64_t n) {
+static void FN(strip_finish)(const reduce_job *job, FN(strip) * s, char *y, int64_t n) {
   int64_t step = job->kept.stride[job->kept.ndim - 1][1] * job->y_item;
   for (int64_t j = 0; j < n; j++) {
     FN(partial) p = {.sum = s->sum[j], .squares = s->squares[j], .value = s->value[j], .count = job->n};
@@ -279,10 +294,10 @@ static void FN(strip_finish)(const reduce_job *job, FN(strip) *s, char *y, int64
 
 #if !REAL_IS_INT
 /* The first pass of a variance left sums: means become the shift of the second. */
-static void FN(strip_means)(const reduce_job *job, FN(strip) *s, int64_t n) {
+static void FN(strip_means)(const reduce_job *job, FN(strip) * s, int64_t n) {
   for (int64_t j = 0; j < n; j++) s->shift[j] = (REAL)(s->sum[j] / (WIDE)job->n);
 }
-static void FN(strip_variance)(const reduce_job *job, FN(strip) *s, int64_t n) {
+static void FN(strip_variance)(const reduce_job *job, FN(strip) * s, int64_t n) {
   for (int64_t j = 0; j < n; j++) {
     s->squares[j] -= s->sum[j] * (s->sum[j] / (WIDE)job->n);
     s->squares[j] = s->squares[j] < 0 ? 0 : s->squares[j];
@@ -337,7 +352,7 @@ static void FN(reduce_parts)(void *ctx, int64_t lo, int64_t hi) {
   }
 }
 
-static void FN(all_parts)(FN(parts) *b, enum FN(pass) pass) {
+static void FN(all_parts)(FN(parts) * b, enum FN(pass) pass) {
   int64_t parts = (b->job->n + b->rows - 1) / b->rows;
   b->pass = pass;
   haian_parallel_for(parts, 1, FN(reduce_parts), b);

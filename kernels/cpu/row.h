@@ -57,17 +57,21 @@ typedef struct row_axes {
 
 static inline int64_t row_item(int32_t dtype) {
   switch (dtype) {
-  case HAIAN_BOOL:
-  case HAIAN_U8:
-  case HAIAN_I8: return 1;
-  case HAIAN_F16:
-  case HAIAN_BF16:
-  case HAIAN_I16:
-  case HAIAN_U16: return 2;
-  case HAIAN_F32:
-  case HAIAN_I32:
-  case HAIAN_U32: return 4;
-  default: return 8;
+    case HAIAN_BOOL:
+    case HAIAN_U8:
+    case HAIAN_I8:
+      return 1;
+    case HAIAN_F16:
+    case HAIAN_BF16:
+    case HAIAN_I16:
+    case HAIAN_U16:
+      return 2;
+    case HAIAN_F32:
+    case HAIAN_I32:
+    case HAIAN_U32:
+      return 4;
+    default:
+      return 8;
   }
 }
 
@@ -164,13 +168,13 @@ ROW_UNUSED static __attribute__((noinline, cold)) row_text row_shape(const haian
 }
 
 /* Refuses an output or second operand that is not just like x. */
-#define ROW_REQUIRE_LIKE(op, name, t, xname, x) \
-  do { \
-    HAIAN_REQUIRE((t)->dtype == (x)->dtype, HAIAN_DTYPE, \
+#define ROW_REQUIRE_LIKE(op, name, t, xname, x)                                                                        \
+  do {                                                                                                                 \
+    HAIAN_REQUIRE((t)->dtype == (x)->dtype, HAIAN_DTYPE,                                                               \
                   op ": " name " has dtype %s and " xname " has %s; they must be equal", haian_dtype_name((t)->dtype), \
-                  haian_dtype_name((x)->dtype)); \
-    HAIAN_REQUIRE(haian_same_shape(t, x), HAIAN_SHAPE, op ": " name " is %s and " xname " is %s; they must be equal", \
-                  row_shape(t).text, row_shape(x).text); \
+                  haian_dtype_name((x)->dtype));                                                                       \
+    HAIAN_REQUIRE(haian_same_shape(t, x), HAIAN_SHAPE, op ": " name " is %s and " xname " is %s; they must be equal",  \
+                  row_shape(t).text, row_shape(x).text);                                                               \
   } while (0)
 
 #endif

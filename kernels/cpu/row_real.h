@@ -27,15 +27,15 @@ typedef REAL_INT FN(mask) __attribute__((vector_size(ROW_VBYTES))); /* what comp
 #define FROM_FLOAT(v) ((REAL)(v))
 #endif
 
-#define RUN(type, convert) \
-  do { \
-    const type *s = (const type *)x; \
-    if (stride == 1) { \
-      for (int64_t i = 0; i < n; i++) y[i] = convert(s[i]); \
-    } else { \
+#define RUN(type, convert)                                           \
+  do {                                                               \
+    const type *s = (const type *)x;                                 \
+    if (stride == 1) {                                               \
+      for (int64_t i = 0; i < n; i++) y[i] = convert(s[i]);          \
+    } else {                                                         \
       for (int64_t i = 0; i < n; i++) y[i] = convert(s[i * stride]); \
-    } \
-    return; \
+    }                                                                \
+    return;                                                          \
   } while (0)
 #define FROM_INT(v) ((REAL)(v))
 #define FROM_F16(v) FROM_FLOAT(haian_f16_load(v))
@@ -44,25 +44,35 @@ typedef REAL_INT FN(mask) __attribute__((vector_size(ROW_VBYTES))); /* what comp
 ROW_UNUSED static
     __attribute__((noinline)) void FN(load)(int32_t dtype, const char *x, int64_t stride, int64_t n, REAL *restrict y) {
   switch (dtype) {
-  case HAIAN_F32: RUN(float, FROM_FLOAT);
-  case HAIAN_F64: RUN(double, FROM_FLOAT);
-  case HAIAN_F16:
+    case HAIAN_F32:
+      RUN(float, FROM_FLOAT);
+    case HAIAN_F64:
+      RUN(double, FROM_FLOAT);
+    case HAIAN_F16:
 #if REAL_IS_FLOAT
-    if (stride == 1) {
-      HAIAN_SYM(f16_to_f32)((const uint16_t *)x, y, n);
-      return;
-    }
+      if (stride == 1) {
+        HAIAN_SYM(f16_to_f32)((const uint16_t *)x, y, n);
+        return;
+      }
 #endif
-    RUN(uint16_t, FROM_F16);
-  case HAIAN_BF16: RUN(uint16_t, FROM_BF16);
-  case HAIAN_BOOL:
-  case HAIAN_U8: RUN(uint8_t, FROM_INT);
-  case HAIAN_I8: RUN(int8_t, FROM_INT);
-  case HAIAN_I16: RUN(int16_t, FROM_INT);
-  case HAIAN_U16: RUN(uint16_t, FROM_INT);
-  case HAIAN_I32: RUN(int32_t, FROM_INT);
-  case HAIAN_U32: RUN(uint32_t, FROM_INT);
-  default: RUN(int64_t, FROM_INT);
+      RUN(uint16_t, FROM_F16);
+    case HAIAN_BF16:
+      RUN(uint16_t, FROM_BF16);
+    case HAIAN_BOOL:
+    case HAIAN_U8:
+      RUN(uint8_t, FROM_INT);
+    case HAIAN_I8:
+      RUN(int8_t, FROM_INT);
+    case HAIAN_I16:
+      RUN(int16_t, FROM_INT);
+    case HAIAN_U16:
+      RUN(uint16_t, FROM_INT);
+    case HAIAN_I32:
+      RUN(int32_t, FROM_INT);
+    case HAIAN_U32:
+      RUN(uint32_t, FROM_INT);
+    default:
+      RUN(int64_t, FROM_INT);
   }
 }
 #undef RUN
@@ -71,15 +81,15 @@ ROW_UNUSED static
 #undef FROM_BF16
 #undef FROM_FLOAT
 
-#define RUN(type, convert) \
-  do { \
-    type *d = (type *)y; \
-    if (stride == 1) { \
-      for (int64_t i = 0; i < n; i++) d[i] = convert(x[i]); \
-    } else { \
+#define RUN(type, convert)                                           \
+  do {                                                               \
+    type *d = (type *)y;                                             \
+    if (stride == 1) {                                               \
+      for (int64_t i = 0; i < n; i++) d[i] = convert(x[i]);          \
+    } else {                                                         \
       for (int64_t i = 0; i < n; i++) d[i * stride] = convert(x[i]); \
-    } \
-    return; \
+    }                                                                \
+    return;                                                          \
   } while (0)
 #define TO(type) (type)
 
@@ -89,14 +99,22 @@ ROW_UNUSED static __attribute__((noinline)) void FN(store)(int32_t dtype, char *
 #if REAL_IS_INT
   (void)stream;
   switch (dtype) {
-  case HAIAN_BOOL: RUN(uint8_t, 0 !=);
-  case HAIAN_U8: RUN(uint8_t, TO(uint8_t));
-  case HAIAN_I8: RUN(int8_t, TO(int8_t));
-  case HAIAN_I16: RUN(int16_t, TO(int16_t));
-  case HAIAN_U16: RUN(uint16_t, TO(uint16_t));
-  case HAIAN_I32: RUN(int32_t, TO(int32_t));
-  case HAIAN_U32: RUN(uint32_t, TO(uint32_t));
-  default: RUN(int64_t, TO(int64_t));
+    case HAIAN_BOOL:
+      RUN(uint8_t, 0 !=);
+    case HAIAN_U8:
+      RUN(uint8_t, TO(uint8_t));
+    case HAIAN_I8:
+      RUN(int8_t, TO(int8_t));
+    case HAIAN_I16:
+      RUN(int16_t, TO(int16_t));
+    case HAIAN_U16:
+      RUN(uint16_t, TO(uint16_t));
+    case HAIAN_I32:
+      RUN(int32_t, TO(int32_t));
+    case HAIAN_U32:
+      RUN(uint32_t, TO(uint32_t));
+    default:
+      RUN(int64_t, TO(int64_t));
   }
 #else
   if (stride == 1 && dtype == REAL_DTYPE) {
@@ -107,19 +125,21 @@ ROW_UNUSED static __attribute__((noinline)) void FN(store)(int32_t dtype, char *
   if (stride == 1 && (dtype == HAIAN_F16 || dtype == HAIAN_BF16)) {
     uint16_t half[ROW_CHUNK];
     uint16_t *d = stream ? half : (uint16_t *)y;
-    if (dtype == HAIAN_F16)
-      HAIAN_SYM(f32_to_f16)(x, d, n);
-    else
-      HAIAN_SYM(f32_to_bf16)(x, d, n);
+    if (dtype == HAIAN_F16) HAIAN_SYM(f32_to_f16)(x, d, n);
+    else HAIAN_SYM(f32_to_bf16)(x, d, n);
     if (stream) haian_copy_run(y, (const char *)half, n * 2, true);
     return;
   }
 #endif
   switch (dtype) {
-  case HAIAN_F16: RUN(uint16_t, haian_f16_store);
-  case HAIAN_BF16: RUN(uint16_t, haian_bf16_store);
-  case HAIAN_F32: RUN(float, TO(float));
-  default: RUN(double, TO(double));
+    case HAIAN_F16:
+      RUN(uint16_t, haian_f16_store);
+    case HAIAN_BF16:
+      RUN(uint16_t, haian_bf16_store);
+    case HAIAN_F32:
+      RUN(float, TO(float));
+    default:
+      RUN(double, TO(double));
   }
 #endif
 }
@@ -186,10 +206,8 @@ ROW_INLINE REAL FN(load_one)(int32_t dtype, const char *x) {
 }
 
 ROW_INLINE void FN(store_one)(int32_t dtype, char *y, REAL v) {
-  if (dtype == REAL_DTYPE)
-    *(REAL *)y = v;
-  else
-    FN(store)(dtype, y, 1, 1, &v, false);
+  if (dtype == REAL_DTYPE) *(REAL *)y = v;
+  else FN(store)(dtype, y, 1, 1, &v, false);
 }
 
 /* ---- sums ------------------------------------------------------------------------------------------------------ */
@@ -294,50 +312,50 @@ ROW_UNUSED static void FN(moments)(const REAL *p, REAL shift, int64_t n, WIDE *f
 #endif
 
 /* ---- largest and smallest --------------------------------------------------------------------------------------- */
-#define EXTREME(name, op, fast) \
-  ROW_INLINE REAL FN(pick_##name)(REAL best, REAL v) { return (v op best) | REAL_IS_NAN(v) ? v : best; } \
-  ROW_INLINE FN(vec) FN(pick_vec_##name)(FN(vec) best, FN(vec) v) { \
-    FN(mask) take = (v op best) | (v != v); /* once best is NaN, only a NaN takes its place */ \
-    return (FN(vec))(((FN(mask))v & take) | ((FN(mask))best & ~take)); \
-  } \
-  /* n >= 1 values; NaN wins. */ \
-  ROW_UNUSED static __attribute__((noinline)) REAL FN(careful_##name)(const REAL *p, int64_t n) { \
-    REAL best = p[0]; \
-    int64_t i = 0; \
-    if (n >= 4 * LANES) { \
-      FN(vec) a[4] = {VEC(p), VEC(p), VEC(p), VEC(p)}; \
-      for (; i + 4 * LANES <= n; i += 4 * LANES) \
-        for (int k = 0; k < 4; k++) a[k] = FN(pick_vec_##name)(a[k], VEC(p + i + k * LANES)); \
-      for (int k = 0; k < 4 * LANES; k++) best = FN(pick_##name)(best, a[k / LANES][k % LANES]); \
-    } \
-    for (; i < n; i++) best = FN(pick_##name)(best, p[i]); \
-    return best; \
-  } \
+#define EXTREME(name, op, fast)                                                                                        \
+  ROW_INLINE REAL FN(pick_##name)(REAL best, REAL v) { return (v op best) | REAL_IS_NAN(v) ? v : best; }               \
+  ROW_INLINE FN(vec) FN(pick_vec_##name)(FN(vec) best, FN(vec) v) {                                                    \
+    FN(mask) take = (v op best) | (v != v); /* once best is NaN, only a NaN takes its place */                         \
+    return (FN(vec))(((FN(mask))v & take) | ((FN(mask))best & ~take));                                                 \
+  }                                                                                                                    \
+  /* n >= 1 values; NaN wins. */                                                                                       \
+  ROW_UNUSED static __attribute__((noinline)) REAL FN(careful_##name)(const REAL *p, int64_t n) {                      \
+    REAL best = p[0];                                                                                                  \
+    int64_t i = 0;                                                                                                     \
+    if (n >= 4 * LANES) {                                                                                              \
+      FN(vec) a[4] = {VEC(p), VEC(p), VEC(p), VEC(p)};                                                                 \
+      for (; i + 4 * LANES <= n; i += 4 * LANES)                                                                       \
+        for (int k = 0; k < 4; k++) a[k] = FN(pick_vec_##name)(a[k], VEC(p + i + k * LANES));                          \
+      for (int k = 0; k < 4 * LANES; k++) best = FN(pick_##name)(best, a[k / LANES][k % LANES]);                       \
+    }                                                                                                                  \
+    for (; i < n; i++) best = FN(pick_##name)(best, p[i]);                                                             \
+    return best;                                                                                                       \
+  }                                                                                                                    \
   /* The same: the processor's own maximum, which may drop NaN, beside a sum of zeros that NaN and infinities spoil. \
    */ \
-  ROW_UNUSED static REAL FN(name)(const REAL *p, int64_t n) { \
-    if (n < LANES) return FN(careful_##name)(p, n); \
-    FN(vec) a[4] = {VEC(p), VEC(p), VEC(p), VEC(p)}, zero[4] = {{0}}; \
-    int64_t i = 0; \
-    for (; i + 4 * LANES <= n; i += 4 * LANES) { \
-      _Pragma("GCC unroll 4") for (int k = 0; k < 4; k++) { \
-        FN(vec) v = VEC(p + i + k * LANES); \
-        a[k] = fast(a[k], v); \
-        zero[k] += v * 0; \
-      } \
-    } \
-    for (; i < n; i += LANES) { \
-      FN(vec) v = VEC(p + (i + LANES <= n ? i : n - LANES)); /* a value may count twice */ \
-      a[0] = fast(a[0], v); \
-      zero[0] += v * 0; \
-    } \
-    a[0] = fast(fast(a[0], a[1]), fast(a[2], a[3])); \
-    zero[0] = (zero[0] + zero[1]) + (zero[2] + zero[3]); \
-    _Pragma("GCC unroll 4") for (int w = LANES / 2; w; w /= 2) { \
-      a[0] = fast(a[0], SWAP(a[0], w)); \
-      zero[0] += SWAP(zero[0], w); \
-    } \
-    return __builtin_expect(zero[0][0] != 0, 0) ? FN(careful_##name)(p, n) : a[0][0]; \
+  ROW_UNUSED static REAL FN(name)(const REAL *p, int64_t n) {                                                          \
+    if (n < LANES) return FN(careful_##name)(p, n);                                                                    \
+    FN(vec) a[4] = {VEC(p), VEC(p), VEC(p), VEC(p)}, zero[4] = {{0}};                                                  \
+    int64_t i = 0;                                                                                                     \
+    for (; i + 4 * LANES <= n; i += 4 * LANES) {                                                                       \
+      _Pragma("GCC unroll 4") for (int k = 0; k < 4; k++) {                                                            \
+        FN(vec) v = VEC(p + i + k * LANES);                                                                            \
+        a[k] = fast(a[k], v);                                                                                          \
+        zero[k] += v * 0;                                                                                              \
+      }                                                                                                                \
+    }                                                                                                                  \
+    for (; i < n; i += LANES) {                                                                                        \
+      FN(vec) v = VEC(p + (i + LANES <= n ? i : n - LANES)); /* a value may count twice */                             \
+      a[0] = fast(a[0], v);                                                                                            \
+      zero[0] += v * 0;                                                                                                \
+    }                                                                                                                  \
+    a[0] = fast(fast(a[0], a[1]), fast(a[2], a[3]));                                                                   \
+    zero[0] = (zero[0] + zero[1]) + (zero[2] + zero[3]);                                                               \
+    _Pragma("GCC unroll 4") for (int w = LANES / 2; w; w /= 2) {                                                       \
+      a[0] = fast(a[0], SWAP(a[0], w));                                                                                \
+      zero[0] += SWAP(zero[0], w);                                                                                     \
+    }                                                                                                                  \
+    return __builtin_expect(zero[0][0] != 0, 0) ? FN(careful_##name)(p, n) : a[0][0];                                  \
   }
 EXTREME(largest, >, REAL_VMAX)
 EXTREME(smallest, <, REAL_VMIN)

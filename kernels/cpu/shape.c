@@ -5,24 +5,24 @@
 
 /* ---- copies by pattern ------------------------------------------------------------------------------------------- */
 /* rows x n elements: y[j * y_row + i * y_step] = x[j * x_row + i * x_step]. */
-#define DEFINE_PLANE(T) \
+#define DEFINE_PLANE(T)                                                                                         \
   static void plane_##T(void *y_, int64_t y_row, int64_t y_step, const void *x_, int64_t x_row, int64_t x_step, \
-                        int64_t rows, int64_t n) { \
-    for (int64_t j = 0; j < rows; j++) { \
-      T *restrict y = (T *)y_ + j * y_row; \
-      const T *restrict x = (const T *)x_ + j * x_row; \
-      if (y_step != 1) { \
-        for (int64_t i = 0; i < n; i++) y[i * y_step] = x[i * x_step]; \
-      } else if (x_step == 1) { \
-        for (int64_t i = 0; i < n; i++) y[i] = x[i]; \
-      } else if (x_step == 0) { \
-        for (int64_t i = 0; i < n; i++) y[i] = x[0]; \
-      } else if (x_step == -1) { \
-        for (int64_t i = 0; i < n; i++) y[i] = x[-i]; \
-      } else { \
-        for (int64_t i = 0; i < n; i++) y[i] = x[i * x_step]; \
-      } \
-    } \
+                        int64_t rows, int64_t n) {                                                              \
+    for (int64_t j = 0; j < rows; j++) {                                                                        \
+      T *restrict y = (T *)y_ + j * y_row;                                                                      \
+      const T *restrict x = (const T *)x_ + j * x_row;                                                          \
+      if (y_step != 1) {                                                                                        \
+        for (int64_t i = 0; i < n; i++) y[i * y_step] = x[i * x_step];                                          \
+      } else if (x_step == 1) {                                                                                 \
+        for (int64_t i = 0; i < n; i++) y[i] = x[i];                                                            \
+      } else if (x_step == 0) {                                                                                 \
+        for (int64_t i = 0; i < n; i++) y[i] = x[0];                                                            \
+      } else if (x_step == -1) {                                                                                \
+        for (int64_t i = 0; i < n; i++) y[i] = x[-i];                                                           \
+      } else {                                                                                                  \
+        for (int64_t i = 0; i < n; i++) y[i] = x[i * x_step];                                                   \
+      }                                                                                                         \
+    }                                                                                                           \
   }
 DEFINE_PLANE(bits1)
 DEFINE_PLANE(bits2)
@@ -31,13 +31,13 @@ DEFINE_PLANE(bits8)
 DEFINE_PLANE(bits16)
 
 /* Rows of at most 64 bytes, contiguous on both sides: first and last vector of each row, overlapping in the middle. */
-#define COPY_ENDS(size) \
+#define COPY_ENDS(size)                                        \
   for (int64_t j = 0; j < rows; j++, y += y_row, x += x_row) { \
-    char head[size], tail[size]; \
-    memcpy(head, x, size); \
-    memcpy(tail, x + bytes - size, size); \
-    memcpy(y, head, size); \
-    memcpy(y + bytes - size, tail, size); \
+    char head[size], tail[size];                               \
+    memcpy(head, x, size);                                     \
+    memcpy(tail, x + bytes - size, size);                      \
+    memcpy(y, head, size);                                     \
+    memcpy(y + bytes - size, tail, size);                      \
   }
 static void plane_short(char *y, int64_t y_row, const char *x, int64_t x_row, int64_t rows, int64_t bytes) {
   if (bytes >= 32) COPY_ENDS(32)
@@ -45,15 +45,19 @@ static void plane_short(char *y, int64_t y_row, const char *x, int64_t x_row, in
   else if (bytes >= 8) COPY_ENDS(8)
   else if (bytes >= 4) COPY_ENDS(4)
   else if (bytes >= 2) COPY_ENDS(2)
-  else for (int64_t j = 0; j < rows; j++) y[j * y_row] = x[j * x_row];
+  else
+    for (int64_t j = 0; j < rows; j++) y[j * y_row] = x[j * x_row];
 }
 
 typedef void (*plane_copy)(void *, int64_t, int64_t, const void *, int64_t, int64_t, int64_t, int64_t);
 typedef void (*plane_transpose)(void *, int64_t, const void *, int64_t, int64_t, int64_t, bool);
 
 static plane_copy plane_of(int64_t item) {
-  return item == 1 ? plane_bits1 : item == 2 ? plane_bits2 : item == 4 ? plane_bits4 : item == 8 ? plane_bits8
-                                                                                                 : plane_bits16;
+  return item == 1   ? plane_bits1
+         : item == 2 ? plane_bits2
+         : item == 4 ? plane_bits4
+         : item == 8 ? plane_bits8
+                     : plane_bits16;
 }
 static plane_transpose transpose_of(int64_t item) {
   return item == 1 ? transpose_bits1 : item == 2 ? transpose_bits2 : item == 4 ? transpose_bits4 : transpose_bits8;
@@ -254,8 +258,7 @@ static int32_t run_copy(const haian_args *args) {
   int64_t item = haian_itemsize(x->dtype);
   if (haian_is_contiguous(x) && haian_is_contiguous(out) && x->numel * item <= HAIAN_GRAIN_BYTES)
     memcpy(out->data, x->data, (size_t)(x->numel * item));
-  else
-    HAIAN_SYM(copy_walk)(walk_pair(out, x), out->data, x->data, item);
+  else HAIAN_SYM(copy_walk)(walk_pair(out, x), out->data, x->data, item);
   return HAIAN_OK;
 }
 
@@ -289,30 +292,39 @@ static void cat_rows(void *ctx, int64_t lo, int64_t hi) {
 
 static int32_t run_cat(const haian_args *args) {
   HAIAN_REQUIRE(args->n_in >= 1 && args->n_out == 1 && args->n_attr == 1 && args->attr[0].kind == HAIAN_INT,
-                HAIAN_INVALID_ARGUMENT, "cat: %d inputs, %d outputs, %d attributes; needs at least one tensor, out, "
-                "dim", args->n_in, args->n_out, args->n_attr);
+                HAIAN_INVALID_ARGUMENT,
+                "cat: %d inputs, %d outputs, %d attributes; needs at least one tensor, out, "
+                "dim",
+                args->n_in, args->n_out, args->n_attr);
   const haian_tensor *out = args->out[0];
   int64_t dim = args->attr[0].i, length = 0;
   HAIAN_REQUIRE(out->ndim >= 1, HAIAN_SHAPE, "cat: out has no axis; needs tensors of one axis or more");
-  HAIAN_REQUIRE(dim >= -out->ndim && dim < out->ndim, HAIAN_SHAPE, "cat: dim %lld is outside a tensor of %d axes; "
-                "needs %d <= dim < %d", (long long)dim, out->ndim, -out->ndim, out->ndim);
+  HAIAN_REQUIRE(dim >= -out->ndim && dim < out->ndim, HAIAN_SHAPE,
+                "cat: dim %lld is outside a tensor of %d axes; "
+                "needs %d <= dim < %d",
+                (long long)dim, out->ndim, -out->ndim, out->ndim);
   if (dim < 0) dim += out->ndim;
   for (int i = 0; i < args->n_in; i++) {
     const haian_tensor *x = args->in[i];
     HAIAN_REQUIRE(x, HAIAN_INVALID_ARGUMENT, "cat: tensor %d is missing; needs %d tensors", i, args->n_in);
-    HAIAN_REQUIRE(x->dtype == out->dtype, HAIAN_DTYPE, "cat: tensor %d is %s and out is %s; they must be equal; cast "
-                  "first", i, haian_dtype_name(x->dtype), haian_dtype_name(out->dtype));
+    HAIAN_REQUIRE(x->dtype == out->dtype, HAIAN_DTYPE,
+                  "cat: tensor %d is %s and out is %s; they must be equal; cast "
+                  "first",
+                  i, haian_dtype_name(x->dtype), haian_dtype_name(out->dtype));
     if (x->ndim == 1 && x->numel == 0) continue; /* as in aten: an empty vector joins anything and adds nothing */
     HAIAN_REQUIRE(x->ndim == out->ndim, HAIAN_SHAPE, "cat: tensor %d has %d axes and out has %d; they must be equal", i,
                   x->ndim, out->ndim);
     for (int d = 0; d < out->ndim; d++)
-      HAIAN_REQUIRE(d == dim || x->shape[d] == out->shape[d], HAIAN_SHAPE, "cat: tensor %d has size %lld on axis %d "
-                    "and out has %lld; sizes differ only on dim %lld", i, (long long)x->shape[d], d,
-                    (long long)out->shape[d], (long long)dim);
+      HAIAN_REQUIRE(d == dim || x->shape[d] == out->shape[d], HAIAN_SHAPE,
+                    "cat: tensor %d has size %lld on axis %d "
+                    "and out has %lld; sizes differ only on dim %lld",
+                    i, (long long)x->shape[d], d, (long long)out->shape[d], (long long)dim);
     length += x->shape[dim];
   }
-  HAIAN_REQUIRE(length == out->shape[dim], HAIAN_SHAPE, "cat: the tensors have %lld elements along dim %lld and out "
-                "has %lld; they must be equal", (long long)length, (long long)dim, (long long)out->shape[dim]);
+  HAIAN_REQUIRE(length == out->shape[dim], HAIAN_SHAPE,
+                "cat: the tensors have %lld elements along dim %lld and out "
+                "has %lld; they must be equal",
+                (long long)length, (long long)dim, (long long)out->shape[dim]);
   int64_t item = haian_itemsize(out->dtype), at = 0;
   if (out->numel == 0) return HAIAN_OK;
   bool contiguous = haian_is_contiguous(out);
@@ -376,9 +388,12 @@ static void triangle_rows(void *ctx, int64_t lo, int64_t hi) {
 }
 
 static int32_t run_triangle(const haian_args *args, const char *op, bool upper) {
-  HAIAN_REQUIRE(args->n_in == 1 && args->n_out == 1 && args->n_attr == 1 && args->in[0] &&
-                args->attr[0].kind == HAIAN_INT, HAIAN_INVALID_ARGUMENT, "%s: %d inputs, %d outputs, %d attributes; "
-                "needs x, out, diagonal", op, args->n_in, args->n_out, args->n_attr);
+  HAIAN_REQUIRE(
+      args->n_in == 1 && args->n_out == 1 && args->n_attr == 1 && args->in[0] && args->attr[0].kind == HAIAN_INT,
+      HAIAN_INVALID_ARGUMENT,
+      "%s: %d inputs, %d outputs, %d attributes; "
+      "needs x, out, diagonal",
+      op, args->n_in, args->n_out, args->n_attr);
   const haian_tensor *x = args->in[0], *out = args->out[0];
   int32_t status = need_like(op, x, out);
   if (status != HAIAN_OK) return status;
@@ -386,9 +401,16 @@ static int32_t run_triangle(const haian_args *args, const char *op, bool upper) 
   if (x->numel == 0) return HAIAN_OK;
   int last = x->ndim - 1;
   int64_t columns = x->shape[last], limit = columns + x->shape[last - 1], diagonal = args->attr[0].i;
-  triangle_job job = {.walk = walk_pair(out, x), .y = out->data, .x = x->data, .item = haian_itemsize(x->dtype),
-                      .columns = columns, .y_step = out->stride[last], .upper = upper,
-                      .diagonal = diagonal > limit ? limit : diagonal < -limit ? -limit : diagonal};
+  triangle_job job = {.walk = walk_pair(out, x),
+                      .y = out->data,
+                      .x = x->data,
+                      .item = haian_itemsize(x->dtype),
+                      .columns = columns,
+                      .y_step = out->stride[last],
+                      .upper = upper,
+                      .diagonal = diagonal > limit    ? limit
+                                  : diagonal < -limit ? -limit
+                                                      : diagonal};
   job.walk.ndim = last;
   job.stream = out->numel * job.item >= HAIAN_STREAM_BYTES;
   if (columns > 1 && (x->stride[last] != 1 || out->stride[last] != 1)) {
@@ -432,14 +454,33 @@ static void store_double(int32_t dtype, double value, void *to) {
   uint64_t u = value < 0 ? (uint64_t)(int64_t)value : (uint64_t)value;
   uint8_t truth = value != 0;
   switch (dtype) {
-    case HAIAN_BOOL: memcpy(to, &truth, 1); return;
-    case HAIAN_F16: h = haian_f16_store(round_to_odd(value)); memcpy(to, &h, 2); return;
-    case HAIAN_BF16: h = haian_bf16_store(round_to_odd(value)); memcpy(to, &h, 2); return;
-    case HAIAN_F32: f = (float)value; memcpy(to, &f, 4); return;
-    case HAIAN_F64: memcpy(to, &value, 8); return;
-    case HAIAN_C64: memcpy(to, pair32, 8); return;
-    case HAIAN_C128: memcpy(to, pair, 16); return;
-    default: memcpy(to, &u, (size_t)haian_itemsize(dtype)); return; /* integers; little-endian hosts, as DLPack */
+    case HAIAN_BOOL:
+      memcpy(to, &truth, 1);
+      return;
+    case HAIAN_F16:
+      h = haian_f16_store(round_to_odd(value));
+      memcpy(to, &h, 2);
+      return;
+    case HAIAN_BF16:
+      h = haian_bf16_store(round_to_odd(value));
+      memcpy(to, &h, 2);
+      return;
+    case HAIAN_F32:
+      f = (float)value;
+      memcpy(to, &f, 4);
+      return;
+    case HAIAN_F64:
+      memcpy(to, &value, 8);
+      return;
+    case HAIAN_C64:
+      memcpy(to, pair32, 8);
+      return;
+    case HAIAN_C128:
+      memcpy(to, pair, 16);
+      return;
+    default:
+      memcpy(to, &u, (size_t)haian_itemsize(dtype));
+      return; /* integers; little-endian hosts, as DLPack */
   }
 }
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "store_double keeps the low bytes of an integer");
@@ -449,12 +490,15 @@ static bool is_integer(int32_t dtype) { return (HAIAN_INTEGERS >> dtype) & 1; }
 
 static int32_t run_full(const haian_args *args) {
   HAIAN_REQUIRE(args->n_out == 1 && args->n_attr == 3 && args->attr[0].kind == HAIAN_INTS &&
-                (args->attr[1].kind == HAIAN_FLOAT || args->attr[1].kind == HAIAN_INT), HAIAN_INVALID_ARGUMENT,
-                "full: %d outputs, %d attributes; needs out, and shape, value, dtype", args->n_out, args->n_attr);
+                    (args->attr[1].kind == HAIAN_FLOAT || args->attr[1].kind == HAIAN_INT),
+                HAIAN_INVALID_ARGUMENT, "full: %d outputs, %d attributes; needs out, and shape, value, dtype",
+                args->n_out, args->n_attr);
   const haian_tensor *out = args->out[0];
   const haian_attr *shape = &args->attr[0];
-  HAIAN_REQUIRE((FILLED >> out->dtype) & 1, HAIAN_DTYPE, "full: out is %s; takes bool, integers, float16 to float64 "
-                "and complex", haian_dtype_name(out->dtype));
+  HAIAN_REQUIRE((FILLED >> out->dtype) & 1, HAIAN_DTYPE,
+                "full: out is %s; takes bool, integers, float16 to float64 "
+                "and complex",
+                haian_dtype_name(out->dtype));
   HAIAN_REQUIRE(shape->count == out->ndim && memcmp(shape->v, out->shape, (size_t)out->ndim * sizeof *shape->v) == 0,
                 HAIAN_SHAPE, "full: out has %d axes and %lld elements; needs the given shape of %d axes", out->ndim,
                 (long long)out->numel, shape->count);
@@ -528,16 +572,26 @@ static int32_t run_arange(const haian_args *args) {
                   "arange: attribute %d is missing; needs start, end and step", i);
   const haian_tensor *out = args->out[0];
   double start = attr_number(&args->attr[0]), end = attr_number(&args->attr[1]), step = attr_number(&args->attr[2]);
-  HAIAN_REQUIRE((HAIAN_NUMBERS >> out->dtype) & 1, HAIAN_DTYPE, "arange: out is %s; takes integers and float16 to "
-                "float64", haian_dtype_name(out->dtype));
+  HAIAN_REQUIRE((HAIAN_NUMBERS >> out->dtype) & 1, HAIAN_DTYPE,
+                "arange: out is %s; takes integers and float16 to "
+                "float64",
+                haian_dtype_name(out->dtype));
   HAIAN_REQUIRE(isfinite(start) && isfinite(end) && isfinite(step) && step != 0, HAIAN_INVALID_ARGUMENT,
                 "arange: start %g, end %g, step %g; needs finite numbers and a step other than 0", start, end, step);
-  HAIAN_REQUIRE(step > 0 ? end >= start : end <= start, HAIAN_INVALID_ARGUMENT, "arange: step %g leads away from end "
-                "%g at start %g; needs the other sign", step, end, start);
+  HAIAN_REQUIRE(step > 0 ? end >= start : end <= start, HAIAN_INVALID_ARGUMENT,
+                "arange: step %g leads away from end "
+                "%g at start %g; needs the other sign",
+                step, end, start);
   double count = ceil((end - start) / step);
-  HAIAN_REQUIRE(out->ndim == 1 && (double)out->numel == count, HAIAN_SHAPE, "arange: out has %d axes and %lld "
-                "elements; needs one axis of %.0f", out->ndim, (long long)out->numel, count);
-  range_job job = {.y = out->data, .stride = out->stride[0], .start = start, .step = step, .dtype = out->dtype,
+  HAIAN_REQUIRE(out->ndim == 1 && (double)out->numel == count, HAIAN_SHAPE,
+                "arange: out has %d axes and %lld "
+                "elements; needs one axis of %.0f",
+                out->ndim, (long long)out->numel, count);
+  range_job job = {.y = out->data,
+                   .stride = out->stride[0],
+                   .start = start,
+                   .step = step,
+                   .dtype = out->dtype,
                    .integer = is_integer(out->dtype),
                    .stream = out->numel * haian_itemsize(out->dtype) >= HAIAN_STREAM_BYTES};
   if (job.integer) {
@@ -545,9 +599,12 @@ static int32_t run_arange(const haian_args *args) {
     HAIAN_REQUIRE(start == trunc(start) && step == trunc(step) && fabs(step) < 0x1p63, HAIAN_INVALID_ARGUMENT,
                   "arange: start %g, step %g; %s needs whole numbers; choose a floating dtype", start, step,
                   haian_dtype_name(out->dtype));
-    HAIAN_REQUIRE(count == 0 || (fits_integer(out->dtype, start, &low, &high) &&
-                  fits_integer(out->dtype, last, &low, &high)), HAIAN_INVALID_ARGUMENT, "arange: %g to %g does not "
-                  "fit %s; choose a wider dtype", start, last, haian_dtype_name(out->dtype));
+    HAIAN_REQUIRE(
+        count == 0 || (fits_integer(out->dtype, start, &low, &high) && fits_integer(out->dtype, last, &low, &high)),
+        HAIAN_INVALID_ARGUMENT,
+        "arange: %g to %g does not "
+        "fit %s; choose a wider dtype",
+        start, last, haian_dtype_name(out->dtype));
     job.first = start < 0x1p63 ? (int64_t)start : (int64_t)(uint64_t)start;
     if (args->attr[0].kind == HAIAN_INT) job.first = args->attr[0].i;
     job.by = args->attr[2].kind == HAIAN_INT ? args->attr[2].i : (int64_t)step;
@@ -559,11 +616,11 @@ static int32_t run_arange(const haian_args *args) {
 
 #define MOVED (FILLED | HAIAN_BIT(HAIAN_F8E4M3) | HAIAN_BIT(HAIAN_F8E5M2))
 const haian_kernel_entry HAIAN_TABLE(shape)[] = {
-  {"copy", run_copy, MOVED, NULL},
-  {"cat", run_cat, MOVED, NULL},
-  {"tril", run_tril, MOVED, NULL},
-  {"triu", run_triu, MOVED, NULL},
-  {"arange", run_arange, HAIAN_NUMBERS, NULL},
-  {"full", run_full, FILLED, NULL},
-  {NULL, NULL, 0, NULL},
+    {"copy", run_copy, MOVED, NULL},
+    {"cat", run_cat, MOVED, NULL},
+    {"tril", run_tril, MOVED, NULL},
+    {"triu", run_triu, MOVED, NULL},
+    {"arange", run_arange, HAIAN_NUMBERS, NULL},
+    {"full", run_full, FILLED, NULL},
+    {NULL, NULL, 0, NULL},
 };

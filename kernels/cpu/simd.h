@@ -16,10 +16,26 @@
 #define HAIAN_INLINE static inline
 #endif
 
-HAIAN_INLINE uint32_t haian_bits32(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
-HAIAN_INLINE float haian_float(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
-HAIAN_INLINE uint64_t haian_bits64(double x) { uint64_t u; memcpy(&u, &x, 8); return u; }
-HAIAN_INLINE double haian_double(uint64_t u) { double x; memcpy(&x, &u, 8); return x; }
+HAIAN_INLINE uint32_t haian_bits32(float x) {
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  return u;
+}
+HAIAN_INLINE float haian_float(uint32_t u) {
+  float x;
+  memcpy(&x, &u, 4);
+  return x;
+}
+HAIAN_INLINE uint64_t haian_bits64(double x) {
+  uint64_t u;
+  memcpy(&u, &x, 8);
+  return u;
+}
+HAIAN_INLINE double haian_double(uint64_t u) {
+  double x;
+  memcpy(&x, &u, 8);
+  return x;
+}
 
 /* c ? a : b on the bits: gcc turns chains of ?: with constants into jumps, which do not vectorise */
 HAIAN_INLINE float haian_pickf(bool c, float a, float b) {
@@ -50,7 +66,7 @@ HAIAN_INLINE float haian_rsqrtf(float x) { return 1.0f / sqrtf(x); }
 HAIAN_INLINE double haian_rsqrt(double x) { return 1.0 / sqrt(x); }
 
 /* ---- float ----------------------------------------------------------------------------------------------------- */
-#define HAIAN_ROUNDERF 0x1.8p23f /* x + this - this rounds |x| < 2^22 to an integer, left in the low bits of the sum */
+#define HAIAN_ROUNDERF 0x1.8p23f  /* x + this - this rounds |x| < 2^22 to an integer, left in the low bits of the sum */
 #define HAIAN_LN2_HIF 0x1.62ep-1f /* 12 bits: its product with |n| < 2^12 is exact */
 #define HAIAN_LN2_LOF 0x1.0bfbe8p-15f
 
@@ -151,7 +167,7 @@ HAIAN_INLINE float haian_sincosf(float x, uint64_t quarter) {
   sine = sine * s - 0x1.a00f745f0ec5fp-13;
   sine = sine * s + 0x1.1111085d055e5p-7;
   sine = sine * s - 0x1.5555554c5f779p-3;
-  sine = (sine * s + 1.0) * r; /* in this order -0 stays -0 */
+  sine = (sine * s + 1.0) * r;           /* in this order -0 stays -0 */
   double cosine = 0x1.9912fef3baa42p-16; /* error 2^-33 */
   cosine = cosine * s - 0x1.6c07e1fe33cacp-10;
   cosine = cosine * s + 0x1.55553c5191771p-5;
@@ -255,7 +271,8 @@ HAIAN_INLINE double haian_expm1_core(double x) {
 HAIAN_INLINE double haian_log(double x) {
   bool tiny = x < 0x1p-1022;
   uint64_t u = haian_bits64(tiny ? x * 0x1p54 : x) - 0x3fe6a09e667f3bcdu;
-  double e = haian_double(((u + 0x3ff0000000000000u) >> 52) | 0x4330000000000000u) - (0x1p52 + 1023.0) - (tiny ? 54.0 : 0.0);
+  double e =
+      haian_double(((u + 0x3ff0000000000000u) >> 52) | 0x4330000000000000u) - (0x1p52 + 1023.0) - (tiny ? 54.0 : 0.0);
   double f = haian_double((u & 0x000fffffffffffffu) + 0x3fe6a09e667f3bcdu) - 1.0;
   double s = f / (f + 2.0), z = s * s, h = 0.5 * f * f;
   double p = 0x1.2f0589bef3be6p-3;

@@ -68,10 +68,8 @@ static int32_t run(enum softmax_op op, const char *name, const haian_tensor *x, 
   int64_t rows = haian_walk_rows(&job.walk, job.walk.ndim);
   void (*body)(void *, int64_t, int64_t) = job.n <= ROW_SHORT / 2 ? (f64 ? softmax_short_f64 : softmax_short_f32)
                                                                   : (f64 ? softmax_long_f64 : softmax_long_f32);
-  if (rows == 1)
-    body(&job, 0, 1);
-  else
-    haian_parallel_for(rows, row_grain(job.n, bytes), body, &job);
+  if (rows == 1) body(&job, 0, 1);
+  else haian_parallel_for(rows, row_grain(job.n, bytes), body, &job);
   return HAIAN_OK;
 }
 

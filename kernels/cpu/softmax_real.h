@@ -36,10 +36,8 @@ ROW_INLINE void FN(softmax_row)(const softmax_job *job, const char *x, char *y, 
     int64_t m = n - c < chunk ? n - c : chunk;
     REAL *e = keep ? buf + c : buf, factor = inverse;
     REAL *t = FN(target)(&job->y, y, c, e, job->stream);
-    if (!keep)
-      FN(exp_shifted)(e, FN(fetch)(&job->x, x, c, m, e), FN(shift_of)(maximum), m, e);
-    else if (n > chunk)
-      factor = (REAL)(FN(rescale)(maxima[c / chunk], maximum) / sum);
+    if (!keep) FN(exp_shifted)(e, FN(fetch)(&job->x, x, c, m, e), FN(shift_of)(maximum), m, e);
+    else if (n > chunk) factor = (REAL)(FN(rescale)(maxima[c / chunk], maximum) / sum);
     FN(scaled)(t, e, factor, m);
     FN(put)(&job->y, y, c, m, t, job->stream);
   }
@@ -100,10 +98,17 @@ ROW_INLINE void FN(softmax_rows)(const softmax_job *job, int64_t lo, int64_t hi,
     if (job->op > LOG_SOFTMAX) b += at.offset[2] * job->x.item;
     char *y = job->y_data + at.offset[1] * job->x.item;
     switch (job->op) {
-    case SOFTMAX: FN(softmax_row)(job, x, y, buf, room); break;
-    case LOG_SOFTMAX: FN(log_softmax_row)(job, x, y, buf, room); break;
-    case SOFTMAX_BACKWARD: FN(softmax_grad_row)(job, x, b, y, buf, room, false); break;
-    default: FN(softmax_grad_row)(job, x, b, y, buf, room, true);
+      case SOFTMAX:
+        FN(softmax_row)(job, x, y, buf, room);
+        break;
+      case LOG_SOFTMAX:
+        FN(log_softmax_row)(job, x, y, buf, room);
+        break;
+      case SOFTMAX_BACKWARD:
+        FN(softmax_grad_row)(job, x, b, y, buf, room, false);
+        break;
+      default:
+        FN(softmax_grad_row)(job, x, b, y, buf, room, true);
     }
     if (row + 1 < hi) haian_place_next(&at, w, w->ndim);
   }

@@ -10,7 +10,7 @@
 #endif
 
 #define HAIAN_WALK_TENSORS 3
-#define HAIAN_GRAIN_BYTES (64 << 10)  /* work of ~5 us: below this another thread does not pay */
+#define HAIAN_GRAIN_BYTES (64 << 10) /* work of ~5 us: below this another thread does not pay */
 /* Outputs this large leave the private caches (2 MiB here) anyway: store around them.  4 MiB copied 1.26x as fast. */
 #define HAIAN_STREAM_BYTES (4 << 20)
 
@@ -32,8 +32,7 @@ static inline void haian_walk_merge(haian_walk *w) {
   for (int d = 0; d < w->ndim; d++) {
     if (w->shape[d] == 1) continue;
     bool even = n > 0;
-    for (int t = 0; t < w->tensors && even; t++)
-      even = w->stride[n - 1][t] == w->stride[d][t] * w->shape[d];
+    for (int t = 0; t < w->tensors && even; t++) even = w->stride[n - 1][t] == w->stride[d][t] * w->shape[d];
     if (even) {
       w->shape[n - 1] *= w->shape[d];
     } else {
@@ -101,7 +100,9 @@ static inline int64_t haian_walk_rows(const haian_walk *w, int ndim) {
 }
 
 /* "(3, 4)" into text, for messages. */
-typedef struct haian_shape_text { char s[180]; } haian_shape_text;
+typedef struct haian_shape_text {
+  char s[180];
+} haian_shape_text;
 static inline haian_shape_text haian_show_shape(const haian_tensor *t) {
   haian_shape_text text = {"("};
   size_t used = 1;

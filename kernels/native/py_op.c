@@ -11,7 +11,9 @@ enum { KIND_TENSOR, KIND_TENSORS, KIND_INT, KIND_FLOAT, KIND_BOOL, KIND_INTS, KI
 enum { RULE_PYTHON, RULE_SAME, RULE_BROADCAST, RULE_REDUCE };
 enum { MODE_KERNEL, MODE_PYTHON };
 enum { MAX_PARAMS = 24, MAX_KEY = HAIAN_MAX_OPERANDS + HAIAN_MAX_ATTRS, N_PLANS = 64, MAX_OUT = 4, MAX_CHOICES = 6 };
-enum { GIL_CUTOFF = 1 << 14 }; /* elements in and out: about 3 us of work, where giving the GIL up (0.1 us) starts to pay */
+enum {
+  GIL_CUTOFF = 1 << 14
+}; /* elements in and out: about 3 us of work, where giving the GIL up (0.1 us) starts to pay */
 
 typedef struct {
   PyObject *name;
@@ -27,7 +29,7 @@ typedef struct {
   int mode, rule, n_out, elementwise;
   int32_t out_dtype[MAX_OUT];
   haian_kernel run;
-  haian_tile tile; /* contiguous same-shape operands of a pointwise operator; NULL otherwise */
+  haian_tile tile;    /* contiguous same-shape operands of a pointwise operator; NULL otherwise */
   PyObject *callable; /* lives as long as its candidate stands in dispatch.py's table, so a copy needs no reference */
 } choice;
 
@@ -37,11 +39,10 @@ typedef struct {
 } plan;
 
 typedef struct {
-  PyObject_HEAD
-  vectorcallfunc call;
+  PyObject_HEAD vectorcallfunc call;
   PyObject *name, *resolve, *slow, *infer, *doc, *dict;
   int n_params, n_in, n_attr, n_out, reduce_dim, reduce_keepdim;
-  uint32_t required;             /* bits of parameters that must be given */
+  uint32_t required;              /* bits of parameters that must be given */
   int n_keyed, keyed[MAX_PARAMS]; /* attribute slots that are part of the signature: choices and dtypes */
   param params[MAX_PARAMS];
   haian_attr defaults[HAIAN_MAX_ATTRS];
@@ -187,7 +188,9 @@ static int bind_arguments(op_object *op, PyObject *const *args, Py_ssize_t n, Py
   for (Py_ssize_t i = 0; i < n; i++) {
     const param *p = &op->params[i];
     if (p->keyword_only) return 0;
-    if (!(p->kind == KIND_TENSOR ? bind_tensor(p, args[i], b) : p->kind == KIND_TENSORS ? bind_list(args[i], b) : bind_attr(p, args[i], b)))
+    if (!(p->kind == KIND_TENSOR    ? bind_tensor(p, args[i], b)
+          : p->kind == KIND_TENSORS ? bind_list(args[i], b)
+                                    : bind_attr(p, args[i], b)))
       return 0;
     seen |= 1u << i;
   }
@@ -201,7 +204,10 @@ static int bind_arguments(op_object *op, PyObject *const *args, Py_ssize_t n, Py
     int i = find_param(op, key);
     if (i == op->n_params || (seen >> i & 1)) return 0;
     const param *p = &op->params[i];
-    if (!(p->kind == KIND_TENSOR ? bind_tensor(p, v, b) : p->kind == KIND_TENSORS ? bind_list(v, b) : bind_attr(p, v, b))) return 0;
+    if (!(p->kind == KIND_TENSOR    ? bind_tensor(p, v, b)
+          : p->kind == KIND_TENSORS ? bind_list(v, b)
+                                    : bind_attr(p, v, b)))
+      return 0;
     seen |= 1u << i;
   }
   return (seen & op->required) == op->required;
@@ -286,7 +292,9 @@ static PyObject *attrs_dict(const op_object *op, const bound *b) {
 }
 static PyObject *call_with(PyObject *fn, const op_object *op, const bound *b, PyObject *outs) {
   PyObject *inputs = inputs_tuple(b), *attrs = inputs ? attrs_dict(op, b) : NULL, *r = NULL;
-  if (attrs) r = outs ? PyObject_CallFunctionObjArgs(fn, inputs, attrs, outs, NULL) : PyObject_CallFunctionObjArgs(fn, inputs, attrs, NULL);
+  if (attrs)
+    r = outs ? PyObject_CallFunctionObjArgs(fn, inputs, attrs, outs, NULL)
+             : PyObject_CallFunctionObjArgs(fn, inputs, attrs, NULL);
   Py_XDECREF(inputs);
   Py_XDECREF(attrs);
   return r;
@@ -303,7 +311,8 @@ static PyObject *explain_failure(op_object *op, const bound *b, int32_t status) 
 
 static int fill_plan(op_object *op, const bound *b, choice *p) {
   op->misses++;
-  PyObject *r = call_with(op->resolve, op, b, NULL); /* (kernel address, pointwise address, dtype codes, rule, callable) */
+  PyObject *r =
+      call_with(op->resolve, op, b, NULL); /* (kernel address, pointwise address, dtype codes, rule, callable) */
   if (!r) return -1;
   unsigned long long run, pointwise;
   PyObject *codes, *callable;
@@ -317,10 +326,12 @@ static int fill_plan(op_object *op, const bound *b, choice *p) {
   p->run = (haian_kernel)(uintptr_t)run;
   Py_XSETREF(p->callable, Py_NewRef(callable));
   p->n_out = (int)PyTuple_GET_SIZE(codes);
-  for (int i = 0; i < p->n_out && i < MAX_OUT; i++) p->out_dtype[i] = (int32_t)PyLong_AsLong(PyTuple_GET_ITEM(codes, i));
+  for (int i = 0; i < p->n_out && i < MAX_OUT; i++)
+    p->out_dtype[i] = (int32_t)PyLong_AsLong(PyTuple_GET_ITEM(codes, i));
   p->tile = NULL;
   p->elementwise = pointwise != 0;
-  if (pointwise && p->mode == MODE_KERNEL) { /* every operand contiguous, of one compute dtype: its tile runs directly */
+  if (pointwise &&
+      p->mode == MODE_KERNEL) { /* every operand contiguous, of one compute dtype: its tile runs directly */
     const haian_pointwise *pw = (const haian_pointwise *)(uintptr_t)pointwise;
     int ok = 1, dtype = 0;
     for (int i = 0; i < b->n_in; i++) {
@@ -358,12 +369,14 @@ static int same_layout(const haian_tensor *a, const haian_tensor *b) {
          same_sizes(a->stride, b->stride, a->ndim);
 }
 
-static PyObject *wrong_out(const op_object *op, const haian_tensor *have, int i, int rank, const int64_t *shape, int32_t dtype) {
+static PyObject *wrong_out(const op_object *op, const haian_tensor *have, int i, int rank, const int64_t *shape,
+                           int32_t dtype) {
   PyObject *a = haian_shape_tuple(have->shape, have->ndim), *w = a ? haian_shape_tuple(shape, rank) : NULL;
   PyObject *ar = w ? PyObject_Repr(a) : NULL, *wr = ar ? PyObject_Repr(w) : NULL;
   if (wr)
-    haian_raise_text(have->dtype == dtype ? HAIAN_SHAPE : HAIAN_DTYPE, "%s: out%s is %s %s; needs %s %s", PyUnicode_AsUTF8(op->name),
-                     i ? " (a later one)" : "", haian_dtype_name(have->dtype), PyUnicode_AsUTF8(ar), haian_dtype_name(dtype), PyUnicode_AsUTF8(wr));
+    haian_raise_text(have->dtype == dtype ? HAIAN_SHAPE : HAIAN_DTYPE, "%s: out%s is %s %s; needs %s %s",
+                     PyUnicode_AsUTF8(op->name), i ? " (a later one)" : "", haian_dtype_name(have->dtype),
+                     PyUnicode_AsUTF8(ar), haian_dtype_name(dtype), PyUnicode_AsUTF8(wr));
   Py_XDECREF(a);
   Py_XDECREF(w);
   Py_XDECREF(ar);
@@ -405,7 +418,8 @@ static PyObject *op_vectorcall(PyObject *self, PyObject *const *args, size_t nar
   for (int i = 0; i < b.n_in; i++) {
     uint32_t tag = b.in[i] ? b.in[i]->tag : 0;
     if (tag) {
-      if (have_device && tag >> 11 != device) return slow_call(op, args, n, kwnames); /* devices differ: Python says so */
+      if (have_device && tag >> 11 != device)
+        return slow_call(op, args, n, kwnames); /* devices differ: Python says so */
       device = tag >> 11;
       have_device = 1;
     }
@@ -449,7 +463,8 @@ static PyObject *op_vectorcall(PyObject *self, PyObject *const *args, size_t nar
   } else if (c.rule == RULE_BROADCAST) {
     const haian_tensor *x = b.in[0];
     int same = 1;
-    for (int k = 1; k < b.n_in; k++) same &= b.in[k] && b.in[k]->ndim == x->ndim && same_sizes(b.in[k]->shape, x->shape, x->ndim);
+    for (int k = 1; k < b.n_in; k++)
+      same &= b.in[k] && b.in[k]->ndim == x->ndim && same_sizes(b.in[k]->shape, x->shape, x->ndim);
     if (same) {
       rank[0] = x->ndim;
       memcpy(shape[0], x->shape, (size_t)rank[0] * 8);
@@ -491,14 +506,18 @@ static PyObject *op_vectorcall(PyObject *self, PyObject *const *args, size_t nar
         return wrong_out(op, t, i, rank[i], shape[i], c.out_dtype[i]);
       if ((uint32_t)t->device != device) return slow_call(op, args, n, kwnames);
       for (int k = 0; k < b.n_in; k++)
-        if (b.in[k] && overlaps(t, b.in[k]) && !(c.elementwise && same_layout(t, b.in[k]))) return slow_call(op, args, n, kwnames);
+        if (b.in[k] && overlaps(t, b.in[k]) && !(c.elementwise && same_layout(t, b.in[k])))
+          return slow_call(op, args, n, kwnames);
       if (!(t->tag & HAIAN_TAG_CONTIGUOUS))
         for (int d = 0; d < t->ndim; d++)
           if (t->shape[d] > 1 && t->stride[d] == 0)
-            return haian_raise_text(HAIAN_ALIAS, "%s: out has stride 0 on axis %d, so elements share memory; give it memory of its own",
-                                    PyUnicode_AsUTF8(op->name), d);
+            return haian_raise_text(
+                HAIAN_ALIAS, "%s: out has stride 0 on axis %d, so elements share memory; give it memory of its own",
+                PyUnicode_AsUTF8(op->name), d);
       for (int k = 0; k < i; k++)
-        if (overlaps(t, out[k])) return haian_raise_text(HAIAN_ALIAS, "%s: out %d and out %d overlap; give each its own memory", PyUnicode_AsUTF8(op->name), k, i);
+        if (overlaps(t, out[k]))
+          return haian_raise_text(HAIAN_ALIAS, "%s: out %d and out %d overlap; give each its own memory",
+                                  PyUnicode_AsUTF8(op->name), k, i);
       out[i] = t;
       outs[i] = o;
     }
@@ -603,7 +622,8 @@ static PyObject *op_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
   (void)kwargs;
   PyObject *name, *params, *resolve, *slow, *infer, *doc;
   int n_out;
-  if (!PyArg_ParseTuple(args, "UO!iOOOU:Op", &name, &PyTuple_Type, &params, &n_out, &resolve, &slow, &infer, &doc)) return NULL;
+  if (!PyArg_ParseTuple(args, "UO!iOOOU:Op", &name, &PyTuple_Type, &params, &n_out, &resolve, &slow, &infer, &doc))
+    return NULL;
   op_object *op = (op_object *)type->tp_alloc(type, 0);
   if (!op) return NULL;
   op->call = op_vectorcall;
@@ -621,8 +641,8 @@ static PyObject *op_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
   for (Py_ssize_t i = 0; i < n; i++) {
     param *p = &op->params[i];
     PyObject *pname, *def, *choices;
-    if (!PyArg_ParseTuple(PyTuple_GET_ITEM(params, i), "UippiOO!", &pname, &p->kind, &p->optional, &p->keyword_only, &p->has_default, &def,
-                          &PyTuple_Type, &choices))
+    if (!PyArg_ParseTuple(PyTuple_GET_ITEM(params, i), "UippiOO!", &pname, &p->kind, &p->optional, &p->keyword_only,
+                          &p->has_default, &def, &PyTuple_Type, &choices))
       goto bad;
     p->name = Py_NewRef(pname);
     PyUnicode_InternInPlace(&p->name);
@@ -649,10 +669,21 @@ bad:
   return NULL;
 }
 
-static PyObject *op_repr(PyObject *self) { return PyUnicode_FromFormat("<haian operator %U>", ((op_object *)self)->name); }
-static PyObject *op_get_doc(PyObject *self, void *c) { (void)c; return Py_NewRef(((op_object *)self)->doc); }
-static PyObject *op_get_name(PyObject *self, void *c) { (void)c; return Py_NewRef(((op_object *)self)->name); }
-static PyObject *op_get_misses(PyObject *self, void *c) { (void)c; return PyLong_FromUnsignedLongLong(((op_object *)self)->misses); }
+static PyObject *op_repr(PyObject *self) {
+  return PyUnicode_FromFormat("<haian operator %U>", ((op_object *)self)->name);
+}
+static PyObject *op_get_doc(PyObject *self, void *c) {
+  (void)c;
+  return Py_NewRef(((op_object *)self)->doc);
+}
+static PyObject *op_get_name(PyObject *self, void *c) {
+  (void)c;
+  return Py_NewRef(((op_object *)self)->name);
+}
+static PyObject *op_get_misses(PyObject *self, void *c) {
+  (void)c;
+  return PyLong_FromUnsignedLongLong(((op_object *)self)->misses);
+}
 static PyObject *op_forget(PyObject *self, PyObject *unused) {
   (void)unused;
   op_object *op = (op_object *)self;
@@ -667,13 +698,17 @@ static PyGetSetDef op_getset[] = {{"__doc__", op_get_doc, NULL, NULL, NULL},
                                   {"__name__", op_get_name, NULL, NULL, NULL},
                                   {"misses", op_get_misses, NULL, "How often a signature had to be resolved.", NULL},
                                   {0}};
-static PyMethodDef op_methods[] = {{"forget", op_forget, METH_NOARGS, "Drop all plans: candidates or policy changed."}, {0}};
+static PyMethodDef op_methods[] = {{"forget", op_forget, METH_NOARGS, "Drop all plans: candidates or policy changed."},
+                                   {0}};
 static PyMemberDef op_members[] = {{"__vectorcalloffset__", T_PYSSIZET, offsetof(op_object, call), READONLY, NULL},
                                    {"__dictoffset__", T_PYSSIZET, offsetof(op_object, dict), READONLY, NULL},
                                    {0}};
-static PyType_Slot op_slots[] = {{Py_tp_dealloc, op_dealloc}, {Py_tp_new, op_new},         {Py_tp_repr, op_repr},     {Py_tp_getset, op_getset},
-                                 {Py_tp_methods, op_methods}, {Py_tp_members, op_members}, {Py_tp_call, PyVectorcall_Call}, {0, NULL}};
-static PyType_Spec op_spec = {"haian.Op", sizeof(op_object), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL, op_slots};
+static PyType_Slot op_slots[] = {{Py_tp_dealloc, op_dealloc},     {Py_tp_new, op_new},
+                                 {Py_tp_repr, op_repr},           {Py_tp_getset, op_getset},
+                                 {Py_tp_methods, op_methods},     {Py_tp_members, op_members},
+                                 {Py_tp_call, PyVectorcall_Call}, {0, NULL}};
+static PyType_Spec op_spec = {"haian.Op", sizeof(op_object), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL,
+                              op_slots};
 
 static PyObject *py_set_hooks(PyObject *m, PyObject *args) {
   (void)m;
@@ -691,8 +726,10 @@ static PyObject *py_stream_depth(PyObject *m, PyObject *delta) {
   return PyLong_FromLong(stream_depth);
 }
 static PyMethodDef module_methods[] = {
-    {"set_hooks", py_set_hooks, METH_VARARGS, "set_hooks(alloc, dtype_type): alloc(device_index, dtype_code, shape) makes device tensors."},
-    {"stream_depth", py_stream_depth, METH_O, "stream_depth(delta): enter (+1) or leave (-1) a host stream on this thread."},
+    {"set_hooks", py_set_hooks, METH_VARARGS,
+     "set_hooks(alloc, dtype_type): alloc(device_index, dtype_code, shape) makes device tensors."},
+    {"stream_depth", py_stream_depth, METH_O,
+     "stream_depth(delta): enter (+1) or leave (-1) a host stream on this thread."},
     {0}};
 
 int haian_init_op(PyObject *module) {

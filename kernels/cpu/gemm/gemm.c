@@ -53,14 +53,17 @@ typedef void (*haian_direct_fn)(int64_t groups, const void *a, int64_t lda, cons
 const haian_kind *HAIAN_SYM(gemm_kind)(int32_t dtype, int32_t c_dtype, bool wide) {
   (void)wide;
   switch (dtype) {
-    case HAIAN_F32: return &kind_f32;
-    case HAIAN_F16: return &kind_f32_f16;
+    case HAIAN_F32:
+      return &kind_f32;
+    case HAIAN_F16:
+      return &kind_f32_f16;
     case HAIAN_BF16:
 #if defined(__AVX512BF16__)
       if (!wide && dpbf16_pays()) return &kind_bf16;
 #endif
       return &kind_f32_bf16;
-    case HAIAN_F64: return &kind_f64;
+    case HAIAN_F64:
+      return &kind_f64;
     case HAIAN_I8:
     case HAIAN_U8:
 #if defined(__AVX512VNNI__)
@@ -68,49 +71,69 @@ const haian_kind *HAIAN_SYM(gemm_kind)(int32_t dtype, int32_t c_dtype, bool wide
 #endif
       return dtype == HAIAN_U8 ? &kind_u32_u8 : &kind_u32_i8;
     case HAIAN_I16:
-    case HAIAN_U16: return c_dtype == dtype ? &kind_i16 : NULL;
+    case HAIAN_U16:
+      return c_dtype == dtype ? &kind_i16 : NULL;
     case HAIAN_I32:
-    case HAIAN_U32: return &kind_u32;
+    case HAIAN_U32:
+      return &kind_u32;
     case HAIAN_I64:
-    case HAIAN_U64: return &kind_u64;
-    default: return NULL;
+    case HAIAN_U64:
+      return &kind_u64;
+    default:
+      return NULL;
   }
 }
 
 haian_skinny_fn HAIAN_SYM(gemm_skinny)(int32_t dtype, bool rows) {
   switch (dtype) {
-    case HAIAN_F16: return rows ? f16_rows : f16_dots;
-    case HAIAN_BF16: return rows ? bf16_rows : bf16_dots;
-    case HAIAN_F32: return rows ? f32_rows : f32_dots;
-    case HAIAN_F64: return rows ? f64_rows : f64_dots;
-    default: return NULL;
+    case HAIAN_F16:
+      return rows ? f16_rows : f16_dots;
+    case HAIAN_BF16:
+      return rows ? bf16_rows : bf16_dots;
+    case HAIAN_F32:
+      return rows ? f32_rows : f32_dots;
+    case HAIAN_F64:
+      return rows ? f64_rows : f64_dots;
+    default:
+      return NULL;
   }
 }
 
 /* ---- rows of A, D and C in any dtype ----------------------------------------------------------------------------- */
 typedef uint32_t u32;
 typedef uint64_t u64;
-#define ROW_LOOP(type, expr) \
-  do { \
-    const type *p = src; \
+#define ROW_LOOP(type, expr)          \
+  do {                                \
+    const type *p = src;              \
     for (int64_t i = 0; i < n; i++) { \
-      const type x = p[i * stride]; \
-      dst[i] = expr; \
-    } \
-    return; \
+      const type x = p[i * stride];   \
+      dst[i] = expr;                  \
+    }                                 \
+    return;                           \
   } while (0)
 static void load_f32(float *dst, const void *src, int64_t stride, int64_t n, int32_t dtype) {
   if (stride == 1) switch (dtype) {
-      case HAIAN_F32: memcpy(dst, src, (size_t)n * 4); return;
-      case HAIAN_F16: run_f16(dst, src, n); return;
-      case HAIAN_BF16: run_bf16(dst, src, n); return;
-      default: break;
+      case HAIAN_F32:
+        memcpy(dst, src, (size_t)n * 4);
+        return;
+      case HAIAN_F16:
+        run_f16(dst, src, n);
+        return;
+      case HAIAN_BF16:
+        run_bf16(dst, src, n);
+        return;
+      default:
+        break;
     }
   switch (dtype) {
-    case HAIAN_F32: ROW_LOOP(float, x);
-    case HAIAN_F16: ROW_LOOP(uint16_t, haian_f16_load(x));
-    case HAIAN_BF16: ROW_LOOP(uint16_t, haian_bf16_load(x));
-    default: break;
+    case HAIAN_F32:
+      ROW_LOOP(float, x);
+    case HAIAN_F16:
+      ROW_LOOP(uint16_t, haian_f16_load(x));
+    case HAIAN_BF16:
+      ROW_LOOP(uint16_t, haian_bf16_load(x));
+    default:
+      break;
   }
 }
 static void load_f64(double *dst, const void *src, int64_t stride, int64_t n, int32_t dtype) {
@@ -119,28 +142,35 @@ static void load_f64(double *dst, const void *src, int64_t stride, int64_t n, in
 }
 static void load_u32(u32 *dst, const void *src, int64_t stride, int64_t n, int32_t dtype) {
   switch (dtype) {
-    case HAIAN_U8: ROW_LOOP(uint8_t, x);
-    case HAIAN_I8: ROW_LOOP(int8_t, (u32)x);
-    case HAIAN_U16: ROW_LOOP(uint16_t, x);
-    case HAIAN_I16: ROW_LOOP(int16_t, (u32)x);
-    default: ROW_LOOP(u32, x);
+    case HAIAN_U8:
+      ROW_LOOP(uint8_t, x);
+    case HAIAN_I8:
+      ROW_LOOP(int8_t, (u32)x);
+    case HAIAN_U16:
+      ROW_LOOP(uint16_t, x);
+    case HAIAN_I16:
+      ROW_LOOP(int16_t, (u32)x);
+    default:
+      ROW_LOOP(u32, x);
   }
 }
 static void load_u64(u64 *dst, const void *src, int64_t stride, int64_t n, int32_t dtype) {
   (void)dtype;
   ROW_LOOP(u64, x);
 }
-#define STORE_LOOP(type, expr) \
-  do { \
-    type *p = dst; \
+#define STORE_LOOP(type, expr)                                    \
+  do {                                                            \
+    type *p = dst;                                                \
     for (int64_t i = 0; i < n; i++) p[i * stride] = (type)(expr); \
-    return; \
+    return;                                                       \
   } while (0)
 static void save_f32(void *dst, const float *src, int64_t stride, int64_t n, int32_t dtype) {
   int64_t i = 0;
   uint16_t *half = dst;
   if (stride == 1) switch (dtype) {
-      case HAIAN_F32: memcpy(dst, src, (size_t)n * 4); return;
+      case HAIAN_F32:
+        memcpy(dst, src, (size_t)n * 4);
+        return;
       case HAIAN_F16:
         for (; i + LANES32 <= n; i += LANES32) store_f16(half + i, *(const v_f32 *)(src + i));
         for (; i < n; i++) half[i] = haian_f16_store(src[i]);
@@ -149,13 +179,18 @@ static void save_f32(void *dst, const float *src, int64_t stride, int64_t n, int
         for (; i + LANES32 <= n; i += LANES32) store_bf16(half + i, *(const v_f32 *)(src + i));
         for (; i < n; i++) half[i] = haian_bf16_store(src[i]);
         return;
-      default: break;
+      default:
+        break;
     }
   switch (dtype) {
-    case HAIAN_F32: STORE_LOOP(float, src[i]);
-    case HAIAN_F16: STORE_LOOP(uint16_t, haian_f16_store(src[i]));
-    case HAIAN_BF16: STORE_LOOP(uint16_t, haian_bf16_store(src[i]));
-    default: break;
+    case HAIAN_F32:
+      STORE_LOOP(float, src[i]);
+    case HAIAN_F16:
+      STORE_LOOP(uint16_t, haian_f16_store(src[i]));
+    case HAIAN_BF16:
+      STORE_LOOP(uint16_t, haian_bf16_store(src[i]));
+    default:
+      break;
   }
 }
 static void save_f64(void *dst, const double *src, int64_t stride, int64_t n, int32_t dtype) {
@@ -164,9 +199,12 @@ static void save_f64(void *dst, const double *src, int64_t stride, int64_t n, in
 }
 static void save_u32(void *dst, const u32 *src, int64_t stride, int64_t n, int32_t dtype) {
   switch (haian_itemsize(dtype)) {
-    case 1: STORE_LOOP(uint8_t, src[i]);
-    case 2: STORE_LOOP(uint16_t, src[i]);
-    default: STORE_LOOP(u32, src[i]);
+    case 1:
+      STORE_LOOP(uint8_t, src[i]);
+    case 2:
+      STORE_LOOP(uint16_t, src[i]);
+    default:
+      STORE_LOOP(u32, src[i]);
   }
 }
 static void save_u64(void *dst, const u64 *src, int64_t stride, int64_t n, int32_t dtype) {
@@ -176,13 +214,13 @@ static void save_u64(void *dst, const u64 *src, int64_t stride, int64_t n, int32
 
 /* ---- one product, planned ---------------------------------------------------------------------------------------- */
 enum {
-  KC = 512,          /* 14 rows of A: 28 KB, 32 columns of B: 64 KB, in f32: L1 and L2 */
-  MC_BYTES = 5 << 17,/* packed block of A, 640 KB: 312 rows of f32 in an L2 of 1 or 2 MB */
+  KC = 512,           /* 14 rows of A: 28 KB, 32 columns of B: 64 KB, in f32: L1 and L2 */
+  MC_BYTES = 5 << 17, /* packed block of A, 640 KB: 312 rows of f32 in an L2 of 1 or 2 MB */
   A_ONCE_BYTES = 1 << 22,
-  NC = 2048,         /* columns of packed B, 4 MB: L3 */
-  NC_NEAR = 256,     /* the same, 512 KB: L2 */
+  NC = 2048,     /* columns of packed B, 4 MB: L3 */
+  NC_NEAR = 256, /* the same, 512 KB: L2 */
   SCRATCH_ROWS = 1024,
-  SKINNY = 16,       /* rows of A up to which B is not packed */
+  SKINNY = 16, /* rows of A up to which B is not packed */
   MAX_TILE = 14 * 2 * LANES32,
 };
 typedef enum { CLASS_F32, CLASS_F64, CLASS_U32, CLASS_U64 } acc_class;
@@ -193,11 +231,11 @@ typedef struct plan {
   const haian_kind *kind;
   acc_class acc;
   method how;
-  int64_t kc, kblocks;      /* fixed by k alone: they fix the order of every sum */
-  int64_t mt, nt, tm, tn;   /* rows and columns of a task, tasks along m and n */
-  bool direct;              /* C itself accumulates: its dtype is the accumulator's and its rows are contiguous */
-  bool plain;               /* C = A B */
-  int32_t failed;           /* a thread ran out of memory */
+  int64_t kc, kblocks;    /* fixed by k alone: they fix the order of every sum */
+  int64_t mt, nt, tm, tn; /* rows and columns of a task, tasks along m and n */
+  bool direct;            /* C itself accumulates: its dtype is the accumulator's and its rows are contiguous */
+  bool plain;             /* C = A B */
+  int32_t failed;         /* a thread ran out of memory */
 } plan;
 typedef struct operands { /* of one batch element */
   const char *a, *b, *d;
@@ -209,32 +247,32 @@ static const char *at(const haian_matrix *x, const char *base, int64_t i, int64_
 }
 
 /* rows of finished sums -> alpha, beta D, the one rounding, C */
-#define FINISH(T, CLASS, SCALAR) \
+#define FINISH(T, CLASS, SCALAR)                                                                                 \
   static void finish_##CLASS(const plan *p, const operands *o, const T *acc, int64_t ld, int64_t i0, int64_t j0, \
-                             int64_t rows, int64_t cols) { \
-    const haian_gemm *g = &p->g; \
-    enum { STRIP = 256 }; \
-    T line[STRIP], add[STRIP]; \
-    const T alpha = (T)(SCALAR)g->alpha, beta = (T)(SCALAR)g->beta; \
-    for (int64_t i = 0; i < rows; i++) \
-      for (int64_t j = 0; j < cols; j += STRIP) { \
-        const int64_t n = cols - j < STRIP ? cols - j : STRIP; \
-        const T *src = acc + i * ld + j; \
-        char *dst = (char *)at(&g->c, o->c, i0 + i, j0 + j); \
-        if (!p->plain) { \
-          if (o->d) { \
-            load_##CLASS(add, at(&g->d, o->d, i0 + i, j0 + j), g->d.col, n, g->d.dtype); \
-            if (alpha == 1 && beta == 1) \
-              for (int64_t q = 0; q < n; q++) line[q] = src[q] + add[q]; \
-            else \
-              for (int64_t q = 0; q < n; q++) line[q] = alpha * src[q] + beta * add[q]; \
-          } else { \
-            for (int64_t q = 0; q < n; q++) line[q] = alpha * src[q]; \
-          } \
-          src = line; \
-        } \
-        save_##CLASS(dst, src, g->c.col, n, g->c.dtype); \
-      } \
+                             int64_t rows, int64_t cols) {                                                       \
+    const haian_gemm *g = &p->g;                                                                                 \
+    enum { STRIP = 256 };                                                                                        \
+    T line[STRIP], add[STRIP];                                                                                   \
+    const T alpha = (T)(SCALAR)g->alpha, beta = (T)(SCALAR)g->beta;                                              \
+    for (int64_t i = 0; i < rows; i++)                                                                           \
+      for (int64_t j = 0; j < cols; j += STRIP) {                                                                \
+        const int64_t n = cols - j < STRIP ? cols - j : STRIP;                                                   \
+        const T *src = acc + i * ld + j;                                                                         \
+        char *dst = (char *)at(&g->c, o->c, i0 + i, j0 + j);                                                     \
+        if (!p->plain) {                                                                                         \
+          if (o->d) {                                                                                            \
+            load_##CLASS(add, at(&g->d, o->d, i0 + i, j0 + j), g->d.col, n, g->d.dtype);                         \
+            if (alpha == 1 && beta == 1)                                                                         \
+              for (int64_t q = 0; q < n; q++) line[q] = src[q] + add[q];                                         \
+            else                                                                                                 \
+              for (int64_t q = 0; q < n; q++) line[q] = alpha * src[q] + beta * add[q];                          \
+          } else {                                                                                               \
+            for (int64_t q = 0; q < n; q++) line[q] = alpha * src[q];                                            \
+          }                                                                                                      \
+          src = line;                                                                                            \
+        }                                                                                                        \
+        save_##CLASS(dst, src, g->c.col, n, g->c.dtype);                                                         \
+      }                                                                                                          \
   }
 FINISH(float, f32, double)
 FINISH(double, f64, double)
@@ -244,10 +282,18 @@ FINISH(u64, u64, int64_t)
 static void finish(const plan *p, const operands *o, const void *acc, int64_t ld, int64_t i, int64_t j, int64_t rows,
                    int64_t cols) {
   switch (p->acc) {
-    case CLASS_F32: finish_f32(p, o, acc, ld, i, j, rows, cols); break;
-    case CLASS_F64: finish_f64(p, o, acc, ld, i, j, rows, cols); break;
-    case CLASS_U32: finish_u32(p, o, acc, ld, i, j, rows, cols); break;
-    case CLASS_U64: finish_u64(p, o, acc, ld, i, j, rows, cols); break;
+    case CLASS_F32:
+      finish_f32(p, o, acc, ld, i, j, rows, cols);
+      break;
+    case CLASS_F64:
+      finish_f64(p, o, acc, ld, i, j, rows, cols);
+      break;
+    case CLASS_U32:
+      finish_u32(p, o, acc, ld, i, j, rows, cols);
+      break;
+    case CLASS_U64:
+      finish_u64(p, o, acc, ld, i, j, rows, cols);
+      break;
   }
 }
 
@@ -260,10 +306,8 @@ static bool skinny_block(const plan *p, const operands *o, int64_t n0, int64_t n
   if (!a) return false;
   char *acc = a + (m * k * bytes + VBYTES - 1) / VBYTES * VBYTES;
   for (int64_t i = 0; i < m; i++)
-    if (p->acc == CLASS_F64)
-      load_f64((double *)a + i * k, at(&g->a, o->a, i, 0), g->a.col, k, g->a.dtype);
-    else
-      load_f32((float *)a + i * k, at(&g->a, o->a, i, 0), g->a.col, k, g->a.dtype);
+    if (p->acc == CLASS_F64) load_f64((double *)a + i * k, at(&g->a, o->a, i, 0), g->a.col, k, g->a.dtype);
+    else load_f32((float *)a + i * k, at(&g->a, o->a, i, 0), g->a.col, k, g->a.dtype);
   const bool rows = p->how == ROWS_OF_B;
   const haian_skinny_fn run = HAIAN_SYM(gemm_skinny)(g->b.dtype, rows);
   for (int64_t j = n0; j < n1; j += strip) {
@@ -279,18 +323,16 @@ static bool skinny_block(const plan *p, const operands *o, int64_t n0, int64_t n
 typedef struct tile_job {
   const plan *p;
   const operands *o;
-  char *sums;       /* NULL: C accumulates, or there is one k block */
-  int64_t ld;       /* of sums */
-  int64_t lda;      /* of A where it is read in place, 0 where it is packed */
+  char *sums;  /* NULL: C accumulates, or there is one k block */
+  int64_t ld;  /* of sums */
+  int64_t lda; /* of A where it is read in place, 0 where it is packed */
   int first, last;
 } tile_job;
 
 static void multiply(const tile_job *t, int64_t groups, const void *a, const void *b, int64_t ldb, void *c, int64_t ldc,
                      int64_t rows) {
-  if (t->lda)
-    f32_direct[rows - 1](groups, a, t->lda, b, ldb, c, ldc, t->first);
-  else
-    t->p->kind->micro[rows - 1](groups, a, b, ldb, c, ldc, t->first);
+  if (t->lda) f32_direct[rows - 1](groups, a, t->lda, b, ldb, c, ldc, t->first);
+  else t->p->kind->micro[rows - 1](groups, a, b, ldb, c, ldc, t->first);
 }
 static void run_tile(const tile_job *t, int64_t groups, const void *pa, const void *pb, int64_t ldb, int64_t i,
                      int64_t j, int64_t rows, int64_t w, char *sum) {
@@ -311,8 +353,7 @@ static void run_tile(const tile_job *t, int64_t groups, const void *pa, const vo
       memcpy(tile + r * nr * bytes, c + r * step, (size_t)(w * bytes));
     }
     multiply(t, groups, pa, pb, ldb, tile, nr, rows);
-    if (t->last && !p->plain)
-      finish(p, t->o, tile, nr, i, j, rows, w);
+    if (t->last && !p->plain) finish(p, t->o, tile, nr, i, j, rows, w);
     else
       for (int64_t r = 0; r < rows; r++) memcpy(c + r * step, tile + r * nr * bytes, (size_t)(w * bytes));
     return;
@@ -365,10 +406,8 @@ static bool packed_block(const plan *p, const operands *o, int64_t m0, int64_t m
         const int64_t groups = (kn + kind->kgroup - 1) / kind->kgroup;
         const tile_job job = {p, o, sums, nc, a_here ? g->a.row : 0, kb == 0, kb == p->kblocks - 1};
         const char *b = at(&g->b, o->b, k0, jc);
-        if (!in_place)
-          kind->pack_b(pb, b, g->b.col, g->b.row, jn, kn);
-        else if (jn % nr)
-          kind->pack_b(pb, at(&g->b, b, 0, jn / nr * nr), g->b.col, g->b.row, jn % nr, kn);
+        if (!in_place) kind->pack_b(pb, b, g->b.col, g->b.row, jn, kn);
+        else if (jn % nr) kind->pack_b(pb, at(&g->b, b, 0, jn / nr * nr), g->b.col, g->b.row, jn % nr, kn);
         for (int64_t ic = im; ic < im + in; ic += mc) {
           const int64_t mn = im + in - ic < mc ? im + in - ic : mc;
           const char *block = a_once ? pa + kb * a_block : pa;
@@ -380,9 +419,8 @@ static bool packed_block(const plan *p, const operands *o, int64_t m0, int64_t m
             const char *panel = here ? b + j * 4 : in_place ? pb : pb + j * groups * gb;
             for (int64_t i = 0, rows; i < mn; i += rows) {
               rows = haian_panel_rows(mn - i, mr);
-              run_tile(&job, groups, block + i * (a_here ? g->a.row : groups) * gb, panel, here ? g->b.row : nr,
-                       ic + i, jc + j, rows, w,
-                       sums ? sums + ((ic - im + i) * nc + j) * ab : NULL);
+              run_tile(&job, groups, block + i * (a_here ? g->a.row : groups) * gb, panel, here ? g->b.row : nr, ic + i,
+                       jc + j, rows, w, sums ? sums + ((ic - im + i) * nc + j) * ab : NULL);
             }
           }
         }
@@ -481,15 +519,14 @@ int32_t HAIAN_SYM(gemm)(const char *op, const haian_gemm *given) {
   for (int i = 0; i < g->batch_ndim; i++) batch *= g->batch[i];
   if (batch == 0 || g->m == 0 || g->n == 0) return HAIAN_OK;
   p.kind = HAIAN_SYM(gemm_kind)(g->a.dtype, g->c.dtype, false);
-  if (!p.kind) return haian_fail(HAIAN_UNSUPPORTED, "%s: dtype %s; no matrix product for it on the host", op,
-                                 haian_dtype_name(g->a.dtype));
+  if (!p.kind)
+    return haian_fail(HAIAN_UNSUPPORTED, "%s: dtype %s; no matrix product for it on the host", op,
+                      haian_dtype_name(g->a.dtype));
   const bool is_float = g->a.dtype == HAIAN_F32 || g->a.dtype == HAIAN_F16 || g->a.dtype == HAIAN_BF16;
   p.acc = is_float ? CLASS_F32 : g->a.dtype == HAIAN_F64 ? CLASS_F64 : p.kind->acc_bytes == 8 ? CLASS_U64 : CLASS_U32;
   const bool skinny_type = p.acc == CLASS_F32 || p.acc == CLASS_F64;
-  if (skinny_type && g->n <= SKINNY && g->n < g->m)
-    swap_operands(g);
-  else if (g->c.col != 1 && g->c.row == 1 && !(skinny_type && g->m <= SKINNY))
-    swap_operands(g);
+  if (skinny_type && g->n <= SKINNY && g->n < g->m) swap_operands(g);
+  else if (g->c.col != 1 && g->c.row == 1 && !(skinny_type && g->m <= SKINNY)) swap_operands(g);
   p.how = PACKED;
   if (skinny_type && g->m <= SKINNY && g->k > 0) {
     if (g->b.col == 1 && g->n >= 8) p.how = ROWS_OF_B;

@@ -10,13 +10,13 @@
 
 typedef struct haian_matrix {
   const void *data;
-  int64_t row, col;                     /* strides */
-  int64_t batch[HAIAN_GEMM_BATCH];      /* strides of the batch axes, 0 to broadcast */
+  int64_t row, col;                /* strides */
+  int64_t batch[HAIAN_GEMM_BATCH]; /* strides of the batch axes, 0 to broadcast */
   int32_t dtype;
 } haian_matrix;
 
 typedef struct haian_gemm {
-  haian_matrix a, b, c, d;              /* d.data NULL: nothing added.  c.data is written */
+  haian_matrix a, b, c, d; /* d.data NULL: nothing added.  c.data is written */
   int64_t m, n, k;
   int32_t batch_ndim;
   int64_t batch[HAIAN_GEMM_BATCH];
@@ -42,10 +42,10 @@ typedef void (*haian_pack_fn)(void *dst, const void *src, int64_t sn, int64_t sk
 typedef void (*haian_micro_fn)(int64_t groups, const void *a, const void *b, int64_t ldb, void *c, int64_t ldc,
                                int first);
 struct haian_kind {
-  int32_t mr, nr;                       /* tile of the micro kernel, in elements of C */
-  int32_t kgroup;                       /* values along k in one packed element: 1, 2 (bf16, i16 pairs), 4 (bytes) */
+  int32_t mr, nr; /* tile of the micro kernel, in elements of C */
+  int32_t kgroup; /* values along k in one packed element: 1, 2 (bf16, i16 pairs), 4 (bytes) */
   int32_t group_bytes, acc_bytes;
-  const haian_micro_fn *micro;          /* [rows - 1] */
+  const haian_micro_fn *micro; /* [rows - 1] */
   haian_pack_fn pack_a, pack_b;
 };
 /* The kind for operands of a dtype and results of another, NULL where there is none; wide: one whose packed elements

@@ -16,7 +16,7 @@ INLINE void run_bf16(float *dst, const uint16_t *src, int64_t n) {
 
 /* ---- kinds: tile shapes leave room for the operands beside the accumulators -------------------------------------- */
 #if defined(__AVX512F__)
-#define ROWS 14 /* 28 accumulators of 32 registers, 2 for B, 1 for A */
+#define ROWS 14     /* 28 accumulators of 32 registers, 2 for B, 1 for A */
 #define ROWS_INT 12 /* an integer product needs a register of its own */
 #elif defined(__AVX__)
 #define ROWS 6 /* 12 of 16 */

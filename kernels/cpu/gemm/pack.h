@@ -103,12 +103,9 @@ INLINE void P_(panels)(P_GROUP *dst, const P_SRC *src, int64_t sn, int64_t sk, i
       if (sk == 1) {
         P_(across)(panel, from, sn, valid, (int)width, k);
       } else if (sn == 1) {
-        if (is_a && width == P_MR)
-          P_(along)(panel, from, sk, P_MR, P_MR, k, g0, g1);
-        else if (!is_a && valid == P_NR)
-          P_(along)(panel, from, sk, P_NR, P_NR, k, g0, g1);
-        else
-          P_(along)(panel, from, sk, valid, (int)width, k, g0, g1);
+        if (is_a && width == P_MR) P_(along)(panel, from, sk, P_MR, P_MR, k, g0, g1);
+        else if (!is_a && valid == P_NR) P_(along)(panel, from, sk, P_NR, P_NR, k, g0, g1);
+        else P_(along)(panel, from, sk, valid, (int)width, k, g0, g1);
       } else {
         for (int64_t g = g0; g < g1; g++)
           for (int r = 0; r < width; r++) {

@@ -3,10 +3,13 @@
  * (a vector from contiguous source values), S_ONE(x) and S_SUM(v) defined; undefines them.  a is packed [m][k].
  * Each element's sum has one order: it depends on k alone. */
 #define S_LANES ((int64_t)(sizeof(S_V) / sizeof(S_ACC)))
+/* an address that may lie past the end, so not a pointer sum */
+#define S_AHEAD(p, n) __builtin_prefetch((const void *)((uintptr_t)(p) + (uintptr_t)((n) * (int64_t)sizeof(S_SRC))), 0, 2)
 
 /* acc[m][n] = a times B, rows of B contiguous along n: STEP rows of B at a time, as many forward streams */
 INLINE void S_(rows_step)(const int step, int64_t m, int64_t n, int64_t k, const S_ACC *a, const S_SRC *b, int64_t ldb,
                           S_ACC *acc, int64_t lda, int64_t ld) {
+  const bool near = n <= 512; /* 128 wide bf16 values: 0.80 -> 0.89 of read; long rows are streams that the hardware follows */
   (void)k;
   int64_t j = 0;
   if (m > 1) /* two columns of vectors share each element of A */
@@ -32,7 +35,10 @@ INLINE void S_(rows_step)(const int step, int64_t m, int64_t n, int64_t k, const
   for (; j + S_LANES <= n; j += S_LANES) {
     S_V y[8];
 #pragma GCC unroll 8
-    for (int s = 0; s < step; s++) y[s] = S_LOAD(b + s * ldb + j);
+    for (int s = 0; s < step; s++) {
+      y[s] = S_LOAD(b + s * ldb + j);
+      if (near) S_AHEAD(b, (s + 16) * ldb + j);
+    }
     for (int64_t i = 0; i < m; i++) {
       S_V t = SPLAT(S_V, a[i * lda]) * y[0];
 #pragma GCC unroll 8
@@ -74,6 +80,7 @@ INLINE void S_(dots_tile)(const int mt, const int nt, int64_t k, const S_ACC *a,
 #pragma GCC unroll 8
     for (int j = 0; j < nt; j++) {
       S_V y = S_LOAD(b + j * ldb + p);
+      if (mt == 1) S_AHEAD(b, (j + 2 * nt) * ldb + p); /* two tiles on: decoding 128 wide bf16 keys 0.58 -> 0.93 of read */
 #pragma GCC unroll 4
       for (int i = 0; i < mt; i++) sum[i][j] += x[i] * y;
     }
@@ -128,6 +135,7 @@ static void S_(dots)(int64_t m, int64_t n, int64_t k, const void *av, const void
   }
 }
 #undef S_LANES
+#undef S_AHEAD
 #undef S_
 #undef S_SRC
 #undef S_ACC
