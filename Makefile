@@ -26,7 +26,7 @@ demo: build
 	$(PY) -m haian.demo --report report
 
 test: build lint
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: build
 	$(VENV)/bin/ruff check .
@@ -47,7 +47,7 @@ matrix: build
 	for v in 3.0.0 3.2.0 3.6.0; do \
 	  test -x $(VENV)-triton-$$v/bin/python || { $(PYTHON) -m venv $(VENV)-triton-$$v && \
 	    $(VENV)-triton-$$v/bin/pip install -q "triton==$$v" setuptools "numpy<2.4" ml_dtypes; } && \
-	  $(PY) tests/matrix.py --triton $(VENV)-triton-$$v || exit 1; done
+	  $(PY) tests/matrix.py --triton $(VENV)-triton-$$v/bin/python || exit 1; done
 
 gpu:
 	bash tests/gpu.sh

@@ -118,13 +118,10 @@ def read(path: Path) -> Allowances:
         if value not in _PRECISION.get(key, ()):
             options = "; ".join(f"{k}: {', '.join(v)}" for k, v in _PRECISION.items())
             raise ArgumentError(f"{where}: precision {key} = {value!r}; knows {options}")
-    return Allowances(
-        *(
-            tuple(_rule(where, kind, cases, value) for cases, value in data.get(kind, {}).items())
-            for kind in _TABLES[:3]
-        ),
-        dict(data.get("precision", {})),
+    not_offered, expected_failure, tolerance = (
+        tuple(_rule(where, kind, cases, value) for cases, value in data.get(kind, {}).items()) for kind in _TABLES[:3]
     )
+    return Allowances(not_offered, expected_failure, tolerance, dict(data.get("precision", {})))
 
 
 def _rule(where: str, kind: str, cases: str, value: Any) -> Rule:

@@ -248,6 +248,7 @@ def _exact_attributes(sample: Sample) -> bool:
 
 def _terms(op: Op, sample: Sample, dt: DType) -> float:
     rule = op.budget
+    assert isinstance(rule, Reduction)  # only sums have a probe
     return float(rule.terms(*draw.specs(sample, dt), **attributes(op, sample.attrs, dt))) if rule.terms else 1.0
 
 

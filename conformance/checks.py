@@ -15,7 +15,7 @@ from ..hal.dtype import dtype as to_dtype
 from ..hal.errors import AliasError, DTypeError, HaianError, ShapeError
 from ..kernels.ops import OPS, draw
 from ..kernels.ops.budget import Composite, Conditioned, Reduction
-from ..kernels.ops.record import In, Op, Sample
+from ..kernels.ops.record import Bad, In, Op, Sample
 from . import memory
 from .cases import Case, attributes, sample_of
 from .compare import Verdict, judge, reference, result_specs, uniform
@@ -190,6 +190,7 @@ def _probe(run: Run) -> Verdict:
     """Integer inputs whose every partial sum is exact: equality, whatever the order of summation."""
     arrays = list(run.draws())
     rule, specs = run.op.budget, _each(lambda x: _spec(x), tuple(arrays))
+    assert isinstance(rule, Reduction)  # only sums have a probe
     n = int(rule.terms(*specs, **run.attrs)) if rule.terms else 1
     factors = _factors(run.op, arrays)
     for i, x in enumerate(arrays):
@@ -252,6 +253,7 @@ def _wrong_out(run: Run) -> Verdict:
     inputs = run.placed(run.draws())
     good = run.outputs(inputs)
     first = good[0]
+    error: type[HaianError]
     if run.case.variant == "out_shape":
         wrong, error = np.empty((*first.shape, 2), first.base.dtype), ShapeError
     else:
@@ -287,6 +289,7 @@ def _refusal(run: Run, call: Callable[[], Any], error: type[Exception], words: t
 def _bad(run: Run) -> Verdict:
     """Refused with the right error, nothing written, and the operator still works afterwards."""
     bad = run.sample
+    assert isinstance(bad, Bad)  # sample_of, for a case of this kind
     inputs = run.placed(run.draws())
     _refusal(run, lambda: run.call(inputs), bad.error, bad.words)
     run.unchanged(inputs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -217,6 +217,7 @@ def _allowed(op: Op, inputs, attrs, i, r, spec, capabilities, constant, patterns
                 1.0, np.maximum(m, _largest_input(inputs, r.shape))
             )
         return _Allowed(k * one + rest, (0.5 * one if low else k * one) + rest, ~np.isnan(r) & overflow)
+    assert isinstance(rule, (classes.Conditioned, classes.Reduction))  # the rest returned above or compares exactly
     specs = specs_of(inputs)
     n = max(float(rule.terms(*specs, **attrs)), 1.0) if rule.terms else 1.0
     grown, usual = (max(SUM_FACTOR * math.sqrt(n), n), n) if constant else (SUM_FACTOR * math.sqrt(n), math.sqrt(n))
@@ -279,10 +280,12 @@ def _formula_magnitude(op: Op, inputs, attrs, i, acc: DType) -> tuple[Any, Any]:
     addcmul of 1e30 and 1e20 has no float32 intermediate.  A quarter of the largest number counts as passed: a right
     formula may double before it halves (gelu).
     """
+    rule = op.budget
+    assert isinstance(rule, classes.Composite)  # the caller's branch
     wide = _each(_wide, inputs)
     with np.errstate(all="ignore"):
-        if op.budget.magnitude is not None:
-            m = _part(op.budget.magnitude(*wide, **attrs), i)
+        if rule.magnitude is not None:
+            m = _part(rule.magnitude(*wide, **attrs), i)
             return (None, False) if m is None else (m, np.asarray(m) >= _MAX[acc.name] / 4)
         if op.formula is not None:
             body = read(op.formula).body(**attrs)
@@ -331,8 +334,10 @@ _EXACT_UFUNCS = frozenset(
 )
 
 
-def _noisy(rng: np.random.Generator, step: float) -> type[np.ndarray]:
+def _noisy(rng: np.random.Generator, step: float) -> tuple[type[np.ndarray], Callable[[Any], Any]]:
     """An array type whose every rounded operation is off by a relative error of normal law, standard deviation ``step``.
+
+    Also the function that puts one such error on a value.
 
     Signs alone would do for the size, but two of them cancel exactly half of the time, and all 8 patterns of one element do
     once in 256.
@@ -357,8 +362,7 @@ def _noisy(rng: np.random.Generator, step: float) -> type[np.ndarray]:
                 return out[0]
             return result.view(Noisy) if isinstance(result, np.ndarray) else result
 
-    Noisy.shake = staticmethod(shake)
-    return Noisy
+    return Noisy, shake
 
 
 def _kappa(op: Op, inputs, attrs, i, r, patterns: int = PATTERNS) -> np.ndarray:
@@ -369,14 +373,14 @@ def _kappa(op: Op, inputs, attrs, i, r, patterns: int = PATTERNS) -> np.ndarray:
     matters.  Of a pointwise operator both the reference and the formula are run: they may lose digits in other places.
     """
     rng, step = np.random.default_rng(20240229), 2.0**-30
-    noisy = _noisy(rng, step)
+    noisy, shake = _noisy(rng, step)
     ways = [lambda moved: reference(op, moved, attrs, wide=False)[i]]
     if op.formula is not None:
         ways.append(lambda moved: read(op.formula).body(**attrs).evaluate(*moved, **attrs)[0])
     kappa = np.zeros(r.shape)
     for way in ways:
         for _ in range(patterns):
-            moved = _each(lambda x: noisy.shake(x.astype(np.float64)).view(noisy) if _is_float(x) else x, inputs)
+            moved = _each(lambda x: shake(x.astype(np.float64)).view(noisy) if _is_float(x) else x, inputs)
             with np.errstate(all="ignore"):
                 d = np.abs(np.asarray(way(moved)) - r) / step
             kappa = np.maximum(kappa, np.where(np.isfinite(d), d, 0.0))

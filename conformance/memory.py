@@ -49,7 +49,7 @@ def specials(dt: DType, kinds: str = "all") -> np.ndarray:
                 dt.numpy,
             )
         )
-    info = _limits(dt)
+    limits = _limits(dt)
     values = {
         "all": (
             np.nan,
@@ -57,16 +57,16 @@ def specials(dt: DType, kinds: str = "all") -> np.ndarray:
             -np.inf,
             0.0,
             -0.0,
-            info["sub"],
-            -3 * info["sub"],
-            info["tiny"],
-            info["max"],
-            -info["max"],
+            limits["sub"],
+            -3 * limits["sub"],
+            limits["tiny"],
+            limits["max"],
+            -limits["max"],
             1.0,
             -1.0,
         ),
-        "moderate": (np.nan, np.inf, -np.inf, 0.0, -0.0, info["sub"], info["tiny"], 1.0, -1.0),
-        "infinite": (np.nan, np.inf, -np.inf, -0.0, info["sub"]),
+        "moderate": (np.nan, np.inf, -np.inf, 0.0, -0.0, limits["sub"], limits["tiny"], 1.0, -1.0),
+        "infinite": (np.nan, np.inf, -np.inf, -0.0, limits["sub"]),
         "nan": (np.nan,),
     }[kinds]
     return np.array(values).astype(dt.numpy)

@@ -204,6 +204,10 @@ def _without_last(y, tensors, dim):
     return y
 
 
+def _doubled_grad(o, dy, i, y, a):
+    return tuple(g * 2 for g in OPS["matmul"].grad(o, dy, i, y, a))
+
+
 def _last_wins(y, t, a):
     dy, i = t[0].reshape(-1, t[0].shape[-1]), t[1].reshape(-1)
     out = np.zeros_like(y)
@@ -408,7 +412,7 @@ ROWS: tuple[Row, ...] = (
         "matmul",
         "its gradient scaled by 2",
         "gradient",
-        gradient(lambda o, dy, i, y, a: tuple(g * 2 for g in OPS["matmul"].grad(o, dy, i, y, a))),
+        gradient(_doubled_grad),
     ),
     # ---- attention
     ("scaled_dot_product_attention", "causal mask one too far", "value", _causal_wrong(1)),

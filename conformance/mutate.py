@@ -213,7 +213,7 @@ def _as_if_contiguous(x: np.ndarray, when: Callable | None) -> np.ndarray:
     """What a kernel reads that takes the first element's address and ignores strides; inside the buffer at all times."""
     if x.flags.c_contiguous or not x.size or (when is not None and not when(x)):
         return x
-    root = x
+    root: Any = x  # at the bottom may lie any object with a buffer
     while isinstance(getattr(root, "base", None), np.ndarray) or (root.base is not None and hasattr(root.base, "base")):
         root = root.base
     flat = np.frombuffer(root, np.uint8) if not isinstance(root, np.ndarray) else root.reshape(-1).view(np.uint8)

@@ -326,7 +326,7 @@ def read(report: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[str,
     header = next((r for r in rows if r.get("kind") == "header"), None)
     if header is None:
         raise ArgumentError(f"report {path}: has no header line; needs the report.jsonl of a run")
-    footer = next((r for r in rows if r.get("kind") == "footer"), {})
+    footer: dict[str, Any] = next((r for r in rows if r.get("kind") == "footer"), {})
     return header, [r for r in rows if r.get("kind") not in ("header", "footer")], footer
 
 

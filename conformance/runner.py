@@ -6,12 +6,15 @@ the report looks like (report.py).
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
 import platform
+import re
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -80,7 +83,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 # ---- the child ------------------------------------------------------------------------------------------------------------
 def _serve(
-    connection: Connection, make: Callable[..., Target], arguments: tuple, seed: int, allowed: Allowances
+    connection: Connection, stacks: str, make: Callable[..., Target], arguments: tuple, seed: int, allowed: Allowances
 ) -> None:
     """Answers case ids with outcomes until the pipe closes.  First answer: facts about the target, or why there is none."""
     try:
@@ -91,12 +94,16 @@ def _serve(
     except (HaianError, ImportError, OSError) as error:
         connection.send({"error": f"{type(error).__name__}: {error}"})
         return
+    where = open(stacks, "w")
     while True:
         try:
-            case_id, factor = connection.recv()
+            case_id, factor, timeout_s = connection.recv()
         except EOFError:
             return
-        connection.send(run_case(find(case_id), target, seed, factor).line())
+        faulthandler.dump_traceback_later(timeout_s * 0.9, file=where)  # says where a hang sits
+        line = run_case(find(case_id), target, seed, factor).line()
+        faulthandler.cancel_dump_traceback_later()
+        connection.send(line)
 
 
 class Child:
@@ -104,13 +111,15 @@ class Child:
 
     def __init__(self, make: Callable[..., Target], arguments: tuple, seed: int, allowed: Allowances) -> None:
         self._spec = (make, arguments, seed, allowed)
+        self._folder = tempfile.TemporaryDirectory(prefix="haian-")
+        self._stacks = os.path.join(self._folder.name, "stacks")
         self.facts: dict[str, Any] = {}
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would inherit driver state that drivers do not survive
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, *self._spec), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, self._stacks, *self._spec), daemon=True)
         self._process.start()
         theirs.close()
         answer = self._answer(START_S)
@@ -131,12 +140,21 @@ class Child:
             return {"result": "crash", "message": f"the process died: {how}"}
 
     def run(self, case: Case, factor: float, timeout_s: float) -> dict[str, Any]:
-        self._pipe.send((case.id, factor))
+        self._pipe.send((case.id, factor, timeout_s))
         line = self._answer(timeout_s)
+        if line["result"] == "timeout":
+            line["message"] += self._hanging()
         if line["result"] in ("crash", "timeout"):
             self.close()
             self._start()
         return line
+
+    def _hanging(self) -> str:
+        """Where the main thread of a hung child is: the innermost lines faulthandler wrote shortly before the limit."""
+        text = Path(self._stacks).read_text(encoding="utf-8", errors="replace") if os.path.exists(self._stacks) else ""
+        main = re.split(r"\n(?=Thread |Current thread )", text.strip())[-1]  # the main thread comes last
+        frames = re.findall(r'File "[^"]*?([^/"]+)", line (\d+) in (\S+)', main)[:4]
+        return "; in " + " < ".join(f"{name}:{line} {function}" for name, line, function in frames) if frames else ""
 
     def close(self) -> None:
         self._pipe.close()

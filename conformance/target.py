@@ -59,7 +59,7 @@ class Target:
 
     name = ""
     host = True
-    capabilities: object = Capabilities(model="", total_bytes=0, max_alloc_bytes=0)
+    capabilities: Any = Capabilities(model="", total_bytes=0, max_alloc_bytes=0)
 
     def offers(self, op: Op, dt: DType) -> str:
         """Why the target has no such operator or dtype; "" when it has."""

@@ -126,6 +126,10 @@ def torch_target() -> FunctionTarget:
             dy, x, tuple(normalized_shape), mean, rstd, weight, torch.zeros_like(weight), [True] * 3
         )
 
+    def masked_fill(x, mask, *, value):
+        x, mask = torch.broadcast_tensors(x, mask)
+        return torch.masked_fill(x, mask, number(value, x) if x.dtype != torch.bool else bool(value))
+
     def number(value, x):
         return value if x.is_floating_point() else int(value)
 
@@ -190,9 +194,7 @@ def torch_target() -> FunctionTarget:
         "native_dropout_backward": lambda dy, mask, *, scale: aten.native_dropout_backward(dy, mask, scale),
         "addcmul": lambda x, a, b, *, value: torch.addcmul(x, a, b, value=number(value, x)),
         "addcdiv": lambda x, a, b, *, value: torch.addcdiv(x, a, b, value=value),
-        "masked_fill": lambda x, mask, *, value: torch.masked_fill(
-            *torch.broadcast_tensors(x, mask), number(value, x) if x.dtype != torch.bool else bool(value)
-        ),
+        "masked_fill": masked_fill,
         "sum": sum_,
         "mean": mean,
         "amax": reduce_(torch.amax),
@@ -289,7 +291,7 @@ def _over_torch(torch: Any, op: Op, fn: Callable) -> Callable:
         return x if to_dtype(x.dtype) is d else x.astype(d.numpy)
 
     def call(tensors: tuple, attrs: dict[str, Any]) -> tuple:
-        inputs = tuple(
+        inputs: tuple[Any, ...] = tuple(
             None if t is None else [to(x) for x in t] if isinstance(t, (list, tuple)) else to(t) for t in tensors
         )
         given = {k: kind(v) if k == "dtype" and v is not None else v for k, v in attrs.items()}

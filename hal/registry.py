@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .device import Device
 from .driver import Driver
@@ -53,7 +53,7 @@ class AdapterRecord:
     driver: Driver | None = None
     devices: list[Device] = field(default_factory=list)
 
-    def row(self) -> dict[str, object]:
+    def row(self) -> dict[str, Any]:
         """Name, source, status, error and devices (name and model), as plain strings and lists."""
         found = []
         for dev in self.devices:
@@ -118,7 +118,7 @@ class Registry:
         self._discover()
         return list(self._records)
 
-    def report(self) -> list[dict[str, object]]:
+    def report(self) -> list[dict[str, Any]]:
         """One row an adapter that was looked at, see ``AdapterRecord.row``."""
         return [r.row() for r in self.records()]
 
@@ -294,7 +294,7 @@ def at(position: int) -> Device:
     return _registry.at(position)
 
 
-def report() -> list[dict[str, object]]:
+def report() -> list[dict[str, Any]]:
     """One row an adapter looked at: name, source, status, error, devices.  ``haian doctor`` prints it."""
     return _registry.report()
 

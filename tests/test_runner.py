@@ -63,7 +63,7 @@ def test_crash_and_hang_are_results_and_the_run_goes_on(tmp_path):
     summary = local(ids, crashing, timeout_s=5, report=tmp_path)
     lines = {x["id"]: x for x in map(json.loads, (tmp_path / "report.jsonl").read_text().splitlines()) if "id" in x}
     assert {k: x["result"] for k, x in lines.items()} == {ids[0]: "pass", ids[1]: "crash", ids[2]: "timeout", ids[3]: "pass"}
-    assert "SIGKILL" in lines[ids[1]]["message"] and "5 s" in lines[ids[2]]["message"]
+    assert "SIGKILL" in lines[ids[1]]["message"] and "5 s; in test_runner.py:" in lines[ids[2]]["message"]
     assert summary.counts["crash"] == summary.counts["timeout"] == 1 and not summary.ok and len(summary.failures) == 2
 
 

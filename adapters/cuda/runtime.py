@@ -157,7 +157,8 @@ class CudaDriver(Driver):
             model=self._ffi.string(name).decode(), total_bytes=total[0], max_alloc_bytes=total[0], align_bytes=256, async_copy=True, streams=True,
             events=True, event_unit_ns=1000, dtypes_load=dtypes + (("float8_e4m3fn", "float8_e5m2") if capability >= 89 else ()), dtypes_math=dtypes,
             triton_target=("cuda", capability, 32), image_format="cubin",
-            max_grid=tuple(self._attribute(cu, f"grid_{axis}") for axis in "xyz"), max_threads=self._attribute(cu, "max_threads"),
+            max_grid=(self._attribute(cu, "grid_x"), self._attribute(cu, "grid_y"), self._attribute(cu, "grid_z")),
+            max_threads=self._attribute(cu, "max_threads"),
             max_shared_bytes=self._attribute(cu, "shared"), multiprocessors=self._attribute(cu, "multiprocessors"), bf16_atomics=capability >= 90,
             extra={"compute_capability": capability})
 

@@ -6,6 +6,7 @@ argument.  The restrictions are those published for each chip's Triton; "like_" 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ...hal.driver import Capabilities
 from ...hal.errors import ArgumentError, Unsupported
@@ -16,16 +17,16 @@ __all__ = ["ALL_DTYPES", "PERSONAS", "check", "with_persona"]
 ALL_DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "bfloat16",
               "float32", "float64", "float8_e4m3fn", "float8_e5m2")  # fmt: skip
 _MATH = tuple(d for d in ALL_DTYPES if not d.startswith("float8"))
-_FOLDED_GRID = {"max_grid": (65535, 65535, 65535), "max_grid_product": 65535}
+_FOLDED_GRID: dict[str, Any] = {"max_grid": (65535, 65535, 65535), "max_grid_product": 65535}
 
 
-def _without(*names: str) -> dict[str, object]:
+def _without(*names: str) -> dict[str, Any]:
     return {"dtypes_load": tuple(d for d in ALL_DTYPES if d not in names),
             "dtypes_math": tuple(d for d in _MATH if d not in names)}
 
 
 # Name -> what differs from the default's Capabilities.
-PERSONAS: dict[str, dict[str, object]] = {
+PERSONAS: dict[str, dict[str, Any]] = {
     "default":         {"dtypes_load": ALL_DTYPES, "dtypes_math": _MATH},
     # one restriction each: which one a kernel fails by is then plain
     "no_fp64":         _without("float64"),

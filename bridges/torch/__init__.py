@@ -41,7 +41,7 @@ class Enabled:
         self.hits, self.passed, self.reasons = self._count.hits, self._count.passed, self._count.reasons
         self.names = tuple(names)
         table = aten_table()
-        self._library = torch.library.Library("aten", "IMPL")
+        self._library: torch.library.Library | None = torch.library.Library("aten", "IMPL")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")  # what enable() is for
             for name in names:
@@ -66,6 +66,7 @@ class Enabled:
             count.served(name)
             return result
 
+        assert self._library is not None  # only __init__ calls this
         self._library.impl(key, call, "CPU", with_keyset=True, allow_override=True)
 
     def close(self) -> None:

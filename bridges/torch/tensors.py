@@ -52,7 +52,8 @@ def number(value: bool | int | float, dtype: torch.dtype) -> Any:
         raise Pass("a complex number")
     if dtype not in DTYPES:
         raise Pass(f"dtype {dtype}")
-    return _number(value, type(value), dtype)
+    kind: type = type(value)
+    return _number(value, kind, dtype)
 
 
 class Make:

@@ -112,7 +112,9 @@ def operator(op: Op) -> str:
     f = read(op.formula)
     variants = [f.body(**v) for v in f.variants()]
     first = variants[0]
-    text, table, done = [], [], set()
+    text: list[str] = []
+    table: list[tuple[str, str]] = []
+    done: set[str] = set()
 
     def need(kind: str) -> str:
         name = f.name if len(variants) == 1 else f"pick_{f.name}"

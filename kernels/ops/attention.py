@@ -137,6 +137,7 @@ def _cost(infer, products, first=0):
         out = infer(*given, **attrs)
         out = out if isinstance(out, tuple) else (out,)
         query, key, value = given[first:first + 3]
+        assert query is not None and key is not None and value is not None  # required in every schema here
         b, h, n_q, e = query.shape
         pairs = b * h * n_q * key.shape[2]
         if attrs["is_causal"]:
@@ -193,7 +194,7 @@ def _gqa_shapes():
 
 
 # B, H, G, L, S, E, V
-_MODELS = (("bert", (1, 12, 12, 128, 128, 64, 64), {}, "BERT-base attention, 128 tokens", "inference", ("full",)),
+_MODELS: tuple[tuple[Any, ...], ...] = (("bert", (1, 12, 12, 128, 128, 64, 64), {}, "BERT-base attention, 128 tokens", "inference", ("full",)),
            ("llama_prefill_1024", (1, 32, 32, 1024, 1024, 128, 128), {}, "Llama-7B attention, 1024 tokens, no mask",
             "full", ("quick", "full", "llm")),
            ("llama_prefill_causal", (1, 32, 32, 1024, 1024, 128, 128), {"is_causal": True},

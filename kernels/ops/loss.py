@@ -172,7 +172,7 @@ def _cross_entropy_grad(o, dy, inputs, y, attrs):
 
 
 # name, x, weight given, attributes; classes are prime, one past a tile, or a vocabulary
-_CASES = (("vector", (5,), False, {}), ("one", (1, 1), False, {}), ("prime", (7, 13), False, {}),
+_CASES: tuple[tuple[Any, ...], ...] = (("vector", (5,), False, {}), ("one", (1, 1), False, {}), ("prime", (7, 13), False, {}),
           ("none", (7, 13), True, {"reduction": "none"}),
           ("sum", (7, 13), True, {"reduction": "sum"}), ("mean_weighted", (129, 5), True, {}),
           ("vector_none", (5,), True, {"reduction": "none"}),

@@ -150,10 +150,11 @@ def _fused_rms_norm_backward(dy, x, rstd, weight, *, normalized_shape):
 
 def _terms(*given: Spec | None, normalized_shape: Any = None, **_: Any) -> int:
     """Forward: the row's length; backward: weights' gradients also sum over the rows."""
-    weight = given[1]
-    tail = normalized_shape if normalized_shape is not None else weight.shape if weight else given[0].shape[-1:]
+    x, weight = given[:2]
+    assert x is not None  # only weights are optional
+    tail = normalized_shape if normalized_shape is not None else weight.shape if weight else x.shape[-1:]
     n = count(tail)
-    return n if len(given) <= 3 else max(n, given[0].size // max(n, 1))
+    return n if len(given) <= 3 else max(n, x.size // max(n, 1))
 
 
 def _rms_terms(x: Spec, weight: Spec | None, **_: Any) -> int:
@@ -164,7 +165,9 @@ def _cost(per_element, infer):
     def cost(item: int, *given: Spec | None, **attrs: Any) -> Cost:
         out = infer(*given, **attrs)
         tensors = [s for s in (*given, *(out if isinstance(out, tuple) else (out,))) if s is not None]
-        return Cost(flops=per_element * given[0].size, bytes=sum(s.size * s.dtype.itemsize for s in tensors))
+        x = given[0]
+        assert x is not None  # only weights are optional
+        return Cost(flops=per_element * x.size, bytes=sum(s.size * s.dtype.itemsize for s in tensors))
 
     return cost
 

@@ -518,7 +518,7 @@ def lerp(x, end, weight):
 # ---- comparisons and logic: the result is bool -----------------------------------------------------------------------
 def _comparison(reference: Callable, onnx: tuple[str, ...], paddle: str) -> Callable[[Callable], Callable]:
     def define(fn: Callable) -> Callable:
-        names = {"aten": (f"{fn.__name__}.Tensor", f"{fn.__name__}.Scalar"), "paddle": (paddle,), **({"onnx": onnx} if onnx else {})}
+        names: dict[str, Any] = {"aten": (f"{fn.__name__}.Tensor", f"{fn.__name__}.Scalar"), "paddle": (paddle,), **({"onnx": onnx} if onnx else {})}
         return pointwise(reference, dtypes=ANY, budget=Exact(), draws=("int", "int"), **names)(fn)
 
     return define

@@ -217,10 +217,10 @@ for _name, _fn, _find, _onnx in (("amax", np.max, np.argmax, "Max"), ("amin", np
        samples=_samples(empty=False) + _NAN_SAMPLES, bad=(*_BAD, *_BAD_EMPTY), grad=_extreme_grad,
        names={"aten": (_name,), "onnx": (f"Reduce{_onnx}",), "paddle": (_name,)})
 
-for _name, _fn, _onnx in (("argmax", np.argmax, "ArgMax"), ("argmin", np.argmin, "ArgMin")):
+for _name, _pick, _onnx in (("argmax", np.argmax, "ArgMax"), ("argmin", np.argmin, "ArgMin")):
     op(f"{_name}(Tensor x, int? dim=None, bool keepdim=false) -> Tensor", family="reduce", dtypes=NUMBERS,
        infer=_arg(_name),
-       rule="reduce", reference=_arg_extreme(_fn), budget=Index(stable=True), cost=_cost(_arg(_name)),
+       rule="reduce", reference=_arg_extreme(_pick), budget=Index(stable=True), cost=_cost(_arg(_name)),
        doc=f"Index (int64) of the first {_name[3:]}imum along dim, or in the flattened tensor; the first NaN wins over "
            "every number.  An axis without elements is a ShapeError.",
        samples=_arg_samples(), bad=_BAD_ARG, names={"aten": (_name,), "onnx": (_onnx,), "paddle": (_name,)})
@@ -236,10 +236,10 @@ op("var(Tensor x, int[]? dim=None, *, float correction=1, bool keepdim=false) ->
                          Sample("overcorrected", (In((2, 2)),), {"dim": 1, "correction": 3.0})],
    bad=(*_BAD, _BAD_INT), grad=_var_grad, names={"aten": ("var.correction",), "paddle": ("var",)})
 
-for _name, _fn in (("any", np.any), ("all", np.all)):
+for _name, _test in (("any", np.any), ("all", np.all)):
     _infer_logical = _fold(_name, ANY, lambda name, x, dtype: _BOOL)
     op(f"{_name}(Tensor x, int[]? dim=None, bool keepdim=false) -> Tensor", family="reduce", dtypes=ANY,
-       infer=_infer_logical, rule="reduce", reference=_logical(_fn), budget=Exact(), cost=_cost(_infer_logical),
+       infer=_infer_logical, rule="reduce", reference=_logical(_test), budget=Exact(), cost=_cost(_infer_logical),
        doc=f"Whether {_name} elements along the axes dim are not zero (NaN is not zero); bool.  Of no elements: "
            f"{'False' if _name == 'any' else 'True'}.",
        samples=[*_samples("int" if _name == "any" else "positive"),

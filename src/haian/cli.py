@@ -57,7 +57,7 @@ def version() -> None:
 def devices(as_json: bool = typer.Option(False, "--json", help="One JSON object a device.")) -> None:
     """List the devices that are there."""
     from .hal.registry import devices as found
-    rows = []
+    rows: list[dict[str, Any]] = []
     for d in found():
         facts = d.capabilities
         rows.append({"device": d.name, "model": facts.model, "memory_bytes": facts.total_bytes, "streams": facts.streams,

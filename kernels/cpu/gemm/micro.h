@@ -49,7 +49,8 @@ INLINE void M_(body)(const int rows, int64_t groups, const M_GROUP *a, const M_G
     M_(body)(r <= M_MR ? r : 1, groups, a, b, ldb, c, ldc, first);                                          \
   }
 M_ROWS(1)
-M_ROWS(2) M_ROWS(3) M_ROWS(4)
+M_ROWS(2)
+M_ROWS(3) M_ROWS(4)
 #if M_MR > 4
     M_ROWS(5) M_ROWS(6)
 #endif
@@ -119,7 +120,8 @@ INLINE void M_(direct_body)(const int rows, int64_t groups, const M_GROUP *a, in
     M_(direct_body)(r <= M_MR ? r : 1, groups, a, lda, b, ldb, c, ldc, first);                                \
   }
 M_DIRECT_ROWS(1)
-M_DIRECT_ROWS(2) M_DIRECT_ROWS(3) M_DIRECT_ROWS(4)
+M_DIRECT_ROWS(2)
+M_DIRECT_ROWS(3) M_DIRECT_ROWS(4)
 #if M_MR > 4
     M_DIRECT_ROWS(5) M_DIRECT_ROWS(6)
 #endif
