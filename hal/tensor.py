@@ -80,6 +80,8 @@ def asarray(obj: Any, dtype: object = None, device: Device | str | int | None = 
     Raises:
         DTypeError: an element type haian does not have.  ShapeError: more than 8 axes.
     """
+    if isinstance(obj, np.ma.MaskedArray):
+        raise ArgumentError("asarray: a masked array; haian tensors have no mask, pass .filled(value) or .data")
     t = _adopt(obj, copy)
     kind = t.dtype if dtype is None else as_dtype(dtype)
     place = t.device if device is None else registry.device(device)

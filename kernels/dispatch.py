@@ -22,7 +22,15 @@ import numpy as np
 
 from .. import _native
 from ..hal.dtype import DType, dtype
-from ..hal.errors import ArgumentError, DTypeError, EnvironmentMissing, InternalError, ShapeError, Unsupported
+from ..hal.errors import (
+    ArgumentError,
+    DTypeError,
+    EnvironmentMissing,
+    HaianError,
+    InternalError,
+    ShapeError,
+    Unsupported,
+)
 from .ops.record import Op, Spec
 
 if TYPE_CHECKING:
@@ -158,13 +166,13 @@ def _triton(record: Op, device: Device) -> list[Candidate]:
     return [Candidate(record.name, f"{record.name}__triton", "triton", None, when, run)]
 
 
-_cache: dict[tuple[str, str], list[Candidate]] = {}
+_cache: dict[tuple[str, str, bool], list[Candidate]] = {}
 
 
 def candidates(record: Op, device: Device) -> list[Candidate]:
     """All candidates of an operator for a device, most specific first; the host kernel stands last."""
     family = device.name.partition(":")[0]
-    key = (record.name, family)
+    key = (record.name, family, bool(device.capabilities.triton_target))
     with _lock:
         if key not in _cache:
             found: list[Candidate] = []
@@ -226,7 +234,8 @@ class Resolver:
         codes = tuple(s.dtype.code for s in infer_specs(record, inputs, attrs))
         device = _device_of(inputs)
         candidate, looked = choose(record, device, inputs, attrs)
-        chosen[record.name, candidate.name] += 1
+        with _lock:
+            chosen[record.name, candidate.name] += 1
         rule = _RULES[record.rule]
         # sizes and values are not part of a signature: ask at every call, unless ``when`` says it looks at dtypes alone
         if any(c.when is not None and not getattr(c.when, "by_signature", False) for c, _ in looked):
@@ -276,7 +285,8 @@ class Resolver:
         made = self._fallbacks.get(device.name)
         if made is None:
             def made(inputs: tuple, attrs: dict[str, Any], outs: tuple) -> None:
-                counters[name] += 1
+                with _lock:
+                    counters[name] += 1
                 if _policy == "warn" and name not in _warned:
                     _warned.add(name)
                     _log.warning("%s: no kernel on %s, the host computes it (said once; haian.explain tells why)", name, device.name)
@@ -292,14 +302,15 @@ class Resolver:
     # ---- everything the native fast path does not take ----------------------------------------------------------------
     def call_slowly(self, *args: Any, **kwargs: Any) -> Any:
         """Convert arguments, then call the native operator again; raises what is wrong with them."""
-        if getattr(self._entered, "busy", False):
+        converted = getattr(self._entered, "converted", ())
+        if converted and any(a is b for a in (*args, *kwargs.values()) for b in converted):
             raise InternalError(f"{self.record.name}: converted arguments were refused again: {args!r} {kwargs!r}")
         call = _Call(self.record, args, kwargs)
-        self._entered.busy = True
+        self._entered.converted = tuple(t for t in call.inputs if t is not None)
         try:
             return call.run(self)
         finally:
-            self._entered.busy = False
+            self._entered.converted = converted
 
 
 def _arguments(record: Op, inputs: Sequence[Any], attrs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -398,7 +409,12 @@ class _Call:
                 found.append(None)
             elif hasattr(value, "__dlpack__") or isinstance(value, (np.ndarray, np.generic, memoryview, bytearray)) or hasattr(value, "__array__"):
                 self.foreign.append(value)
-                found.append(asarray(value))
+                try:
+                    found.append(asarray(value))
+                except (BufferError, ValueError, RuntimeError) as error:  # the other library's own refusal
+                    if isinstance(error, HaianError):
+                        raise
+                    raise ArgumentError(f"{self.record.name}: {p.name} is {_what(value)} that cannot be shared ({error}); detach or convert it first") from error
             else:
                 raise DTypeError(f"{self.record.name}: {p.name} is {_what(value)}; needs a haian tensor, or an array with DLPack or the buffer protocol")
         numbers = [i for i, v in enumerate(found) if isinstance(v, (bool, int, float))]
@@ -437,7 +453,7 @@ class _Call:
             if value not in p.choices:
                 raise ArgumentError(f"{where} is {value!r}; needs one of {', '.join(p.choices)}")
             return value
-        if p.kind == "int" and isinstance(value, (int, np.integer)):
+        if p.kind == "int" and isinstance(value, (int, np.integer)) and not isinstance(value, bool):
             if not -(2**63) <= int(value) < 2**63:
                 raise ArgumentError(f"{where} is {value}; needs an integer of 64 bits")
             return int(value)
@@ -469,8 +485,10 @@ class _Call:
                 outs.append(o)
             elif isinstance(o, np.ndarray) and not o.flags.writeable:
                 raise ArgumentError(f"{self.record.name}: out is a read-only array; give a writable one")
+            elif isinstance(o, np.ndarray) and not o.dtype.isnative:
+                raise DTypeError(f"{self.record.name}: out has byte-swapped dtype {o.dtype}; give one in native byte order")
             elif hasattr(o, "__dlpack__"):
-                outs.append(asarray(o))
+                outs.append(asarray(o, copy=False))
             else:
                 raise DTypeError(f"{self.record.name}: out is {_what(o)}; needs a tensor")
         return tuple(outs)
@@ -554,7 +572,10 @@ _KINDS = {"int": "an integer", "float": "a number", "bool": "True or False", "in
 
 
 def _what(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _extent(t: Any) -> tuple[int, int]:

@@ -110,13 +110,14 @@ def test_numbers_take_the_tensor_s_dtype_or_are_refused():
     (lambda x: ops.add(x, "two"), DTypeError, "y is a str"),
     (lambda x: ops.add(x, None), ArgumentError, "y is None"),
     (lambda x: ops.softmax(x, "last"), ArgumentError, "dim is 'last'"),
+    (lambda x: ops.softmax(x, True), ArgumentError, "dim is True"),
     (lambda x: ops.softmax(x, 2**70), ArgumentError, "64 bits"),
     (lambda x: ops.gelu(x, approximate="cubic"), ArgumentError, "none, tanh"),
     (lambda x: ops.sum(x, (0,) * 20), ShapeError, "8 axes"),
     (lambda x: ops.cast(x, dtype="float128"), DTypeError, "not one of haian's"),
     (lambda x: ops.cat([]), ArgumentError, "no tensors"),
     (lambda x: ops.cat(x), DTypeError, "needs a list"),
-    (lambda x: ops.exp(x, out=3), DTypeError, "out is a int"),
+    (lambda x: ops.exp(x, out=3), DTypeError, "out is an int"),
     (lambda x: ops.add(x, haian.asarray(np.ones(5, "f"))), ShapeError, "do not broadcast"),
     (lambda x: ops.add(x, haian.asarray(np.ones(3, "d"))), DTypeError, "differ"),
 ])
@@ -126,6 +127,54 @@ def test_errors_name_the_operator_and_what_came(call, error, words):
         call(x)
     assert "\n" not in str(info.value)
     np.testing.assert_array_equal(x.numpy(), 1.0)
+
+
+def test_byte_swapped_out_is_refused_not_ignored():
+    with pytest.raises(DTypeError, match="byte"):
+        ops.exp(np.ones(3, "f"), out=np.zeros(3, ">f4"))
+
+
+def test_out_whose_rows_overlap_is_refused():
+    rows = np.lib.stride_tricks.as_strided(np.zeros(40, "f"), (3, 4), (4, 4))
+    with pytest.raises(AliasError, match="overlapping"):
+        ops.exp(np.ones((3, 4), "f"), out=haian.asarray(rows))
+
+
+def test_read_only_memory_is_never_written():
+    frozen = np.zeros(3, "f")
+    frozen.flags.writeable = False
+    for out in (haian.asarray(frozen), haian.asarray(frozen)[1:][:2]):
+        with pytest.raises(ArgumentError, match="read-only"):
+            ops.exp(haian.asarray(np.ones(out.shape, "f")), out=out)
+    assert memoryview(haian.asarray(frozen)).readonly and not frozen.any()
+
+
+def test_a_list_that_changes_while_cat_runs():
+    stop = threading.Event()
+    parts: list = []
+
+    def churn():
+        while not stop.is_set():
+            parts.clear()
+            parts.extend(haian.asarray(np.ones(40_000, "f")) for _ in range(3))
+
+    churner = threading.Thread(target=churn)
+    churner.start()
+    try:
+        for _ in range(100):
+            try:
+                got = ops.cat(parts)
+            except ArgumentError:  # the list was empty just then
+                continue
+            assert (got.numpy() == 1).all()
+    finally:
+        stop.set()
+        churner.join()
+
+
+def test_masked_arrays_are_refused():
+    with pytest.raises(ArgumentError, match="mask"):
+        ops.exp(np.ma.array([1.0, 2.0], mask=[1, 0]))
 
 
 def test_read_only_out_is_refused():

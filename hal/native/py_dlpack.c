@@ -152,6 +152,7 @@ static PyObject *py_from_dlpack(PyObject *m, PyObject *args) {
   r->t.ndim = d->ndim;
   r->t.device = (int32_t)device;
   haian_tensor_finish(&r->t);
+  r->readonly = versioned && (((dl_versioned *)managed)->flags & 1); /* bit 0: read-only */
   r->owner = PyCapsule_New(managed, "haian.dlpack", versioned ? release_v1 : release_v0);
   if (!r->owner || PyCapsule_SetName(capsule, versioned ? "used_dltensor_versioned" : "used_dltensor")) {
     Py_DECREF(r);

@@ -24,13 +24,14 @@ haian_py_tensor *haian_tensor_new(void) {
   }
   t->block = NULL;
   t->owner = NULL;
+  t->readonly = 0;
   return t;
 }
 
 static void tensor_dealloc(PyObject *self) {
   haian_py_tensor *t = (haian_py_tensor *)self;
   if (t->block) haian_host_free(t->block, t->block_bytes);
-  if (t->owner) Py_CLEAR(t->owner);
+  Py_CLEAR(t->owner);
   if (n_spare < N_SPARE) spare[n_spare++] = t;
   else PyObject_Free(t);
   Py_DECREF(haian_tensor_type);
@@ -82,16 +83,16 @@ PyObject *haian_shape_tuple(const int64_t *v, int32_t n) {
 }
 
 int haian_read_ints(PyObject *seq, int64_t *out, int max, const char *what) {
-  PyObject *fast = PySequence_Fast(seq, what);
+  PyObject *fast = PySequence_Tuple(seq) /* a copy: an __index__ below may change a list */;
   if (!fast) return -1;
-  Py_ssize_t n = PySequence_Fast_GET_SIZE(fast);
+  Py_ssize_t n = PyTuple_GET_SIZE(fast);
   if (n > max) {
     haian_raise_text(HAIAN_SHAPE, "%s: %zd values; haian tensors have at most %d axes", what, n, max);
     Py_DECREF(fast);
     return -1;
   }
   for (Py_ssize_t i = 0; i < n; i++) {
-    PyObject *index = PyNumber_Index(PySequence_Fast_GET_ITEM(fast, i));
+    PyObject *index = PyNumber_Index(PyTuple_GET_ITEM(fast, i));
     out[i] = index ? PyLong_AsLongLong(index) : -1;
     Py_XDECREF(index);
     if (out[i] == -1 && PyErr_Occurred()) {
@@ -220,7 +221,21 @@ static int tensor_getbuffer(PyObject *self, Py_buffer *view, int flags) {
     return -1;
   }
   int contiguous = (t->tag & HAIAN_TAG_CONTIGUOUS) != 0;
-  if (!contiguous && ((flags & PyBUF_STRIDES) != PyBUF_STRIDES || (flags & PyBUF_C_CONTIGUOUS) == PyBUF_C_CONTIGUOUS)) {
+  int long_axes = 0;
+  for (int i = 0; i < t->ndim; i++) long_axes += t->shape[i] > 1;
+  int by_columns =
+      (flags & PyBUF_F_CONTIGUOUS) == PyBUF_F_CONTIGUOUS && (flags & PyBUF_ANY_CONTIGUOUS) != PyBUF_ANY_CONTIGUOUS;
+  if (by_columns && (!contiguous || long_axes > 1)) {
+    PyErr_SetString(PyExc_BufferError, "the haian tensor is not column-major; ask for row-major or strided memory");
+    return -1;
+  }
+  if ((flags & PyBUF_WRITABLE) && ((haian_py_tensor *)self)->readonly) {
+    PyErr_SetString(PyExc_BufferError, "the haian tensor is read-only");
+    return -1;
+  }
+  int packed =
+      (flags & PyBUF_C_CONTIGUOUS) == PyBUF_C_CONTIGUOUS || (flags & PyBUF_ANY_CONTIGUOUS) == PyBUF_ANY_CONTIGUOUS;
+  if (!contiguous && ((flags & PyBUF_STRIDES) != PyBUF_STRIDES || packed)) {
     PyErr_SetString(PyExc_BufferError, "the haian tensor is not contiguous; use .contiguous() first");
     return -1;
   }
@@ -237,7 +252,7 @@ static int tensor_getbuffer(PyObject *self, Py_buffer *view, int flags) {
   view->buf = t->data;
   view->obj = Py_NewRef(self);
   view->len = (Py_ssize_t)(t->numel * item);
-  view->readonly = 0;
+  view->readonly = ((haian_py_tensor *)self)->readonly;
   view->itemsize = (Py_ssize_t)item;
   view->format = (flags & PyBUF_FORMAT) ? (char *)format : NULL;
   view->ndim = t->ndim;
@@ -318,6 +333,19 @@ static PyObject *py_wrap(PyObject *m, PyObject *args) {
   memcpy(r->t.stride, stride, sizeof stride);
   haian_tensor_finish(&r->t);
   r->owner = owner == Py_None ? NULL : Py_NewRef(owner);
+  if (HAIAN_TENSOR_CHECK(owner)) {
+    r->readonly = ((haian_py_tensor *)owner)->readonly;
+  } else if (strcmp(Py_TYPE(owner)->tp_name, "numpy.ndarray") == 0) { /* NumPy says it in flags.writeable */
+    PyObject *flags = PyObject_GetAttrString(owner, "flags");
+    PyObject *writeable = flags ? PyObject_GetAttrString(flags, "writeable") : NULL;
+    r->readonly = writeable == Py_False;
+    Py_XDECREF(flags);
+    Py_XDECREF(writeable);
+    if (!writeable) {
+      Py_DECREF(r);
+      return NULL;
+    }
+  }
   return (PyObject *)r;
 }
 

@@ -14,6 +14,7 @@ typedef struct haian_py_tensor {
   PyObject_HEAD haian_tensor t;
   void *block; /* from haian_host_alloc, or NULL when owner keeps the memory alive */
   size_t block_bytes;
+  int readonly;    /* the memory must not be written: views inherit it */
   PyObject *owner; /* another tensor, a buffer, an array, a capsule holder; or NULL */
 } haian_py_tensor;
 

@@ -164,13 +164,30 @@ def generate() -> str:
             + "\n".join(operator(o) for o in ops) + "\n#define HAIAN_POINTWISE_ROWS \\\n" + "".join(rows) + "\n")
 
 
+def arities() -> str:
+    """The text of operators.inc: how many operands and attributes each operator takes, and which inputs it cannot do without."""
+    from haian.kernels import ops  # noqa: F401  defines all records
+    from haian.kernels.ops.record import OPS
+
+    rows = []
+    for o in OPS.values():
+        listed = any(p.kind == "tensors" for p in o.params)
+        required = sum(1 << i for i, p in enumerate(o.tensors) if not p.optional)
+        rows.append(f'    {{"{o.name}", {-1 if listed else len(o.tensors)}, {required}u, {len(o.results)}, {len(o.attrs)}}},\n')
+    return "/* Made by `python kernels/cpu/generate.py OUTDIR` from kernels/ops/*.py; do not edit. */\n" + "".join(rows)
+
+
+def write(target: Path, made: str) -> None:
+    """An unchanged file keeps its text: nothing that reads it recompiles for another reason than its time stamp."""
+    if not target.exists() or target.read_text() != made:
+        target.write_text(made)
+    else:
+        target.touch()
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python generate.py OUTDIR")
     source_tree()
-    target = Path(sys.argv[1]) / "pointwise_tiles.inc"
-    made = generate()
-    if not target.exists() or target.read_text() != made:  # an unchanged file keeps its time stamp: nothing recompiles
-        target.write_text(made)
-    else:
-        target.touch()
+    write(Path(sys.argv[1]) / "pointwise_tiles.inc", generate())
+    write(Path(sys.argv[1]) / "operators.inc", arities())

@@ -331,7 +331,7 @@ static bool may_share(const operand *a, const operand *b) {
 
 /* Whether two elements of a tensor may share memory: true unless, from the smallest stride up, each one steps over all
  * that the smaller ones reach. */
-static bool overlaps_itself(const haian_tensor *t) {
+int32_t haian_overlaps_itself(const haian_tensor *t) {
   int64_t covered = 0; /* elements past the first that the axes so far reach */
   bool done[HAIAN_MAX_RANK] = {false};
   if (t->numel < 2 || (t->tag & HAIAN_TAG_CONTIGUOUS)) return false;
@@ -374,6 +374,34 @@ static int32_t check_attributes(const char *op, const haian_args *args) {
   return HAIAN_OK;
 }
 
+/* What the records say of an operator's operands; inputs -1: a list of one or more. */
+static const struct arity {
+  const char *op;
+  int32_t inputs;
+  uint32_t required; /* bit i: input i cannot be left out */
+  int32_t outputs, attributes;
+} arities[] = {
+#include "operators.inc"
+};
+
+static int32_t check_arity(const char *op, const haian_args *args) {
+  const struct arity *a = NULL;
+  for (size_t i = 0; i < sizeof arities / sizeof arities[0] && !a; i++)
+    if (strcmp(arities[i].op, op) == 0) a = &arities[i];
+  if (!a) return HAIAN_OK; /* a kernel without a record: it checks for itself */
+  if (a->inputs < 0 ? args->n_in < 1 : args->n_in != a->inputs)
+    return haian_fail(HAIAN_INVALID_ARGUMENT,
+                      "%s: %d inputs came; needs %d%s, NULL for an optional one that is not given", op, args->n_in,
+                      a->inputs < 0 ? 1 : a->inputs, a->inputs < 0 ? " or more" : "");
+  if (args->n_out != a->outputs || args->n_attr != a->attributes)
+    return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: %d outputs and %d attributes came; needs %d and %d", op, args->n_out,
+                      args->n_attr, a->outputs, a->attributes);
+  for (int32_t i = 0; i < args->n_in; i++)
+    if (!args->in[i] && (a->inputs < 0 || (a->required >> i & 1)))
+      return haian_fail(HAIAN_INVALID_ARGUMENT, "%s: input %d is NULL; it is not optional, pass a tensor", op, i);
+  return HAIAN_OK;
+}
+
 int32_t haian_call(const char *op, const haian_args *args) {
   const haian_kernel_entry *entry = haian_find_kernel(op, NULL);
   if (!entry) return op ? HAIAN_NOT_FOUND : HAIAN_INVALID_ARGUMENT;
@@ -393,14 +421,15 @@ int32_t haian_call(const char *op, const haian_args *args) {
                       args->n_in && !args->in ? "inputs"
                       : !args->out            ? "outputs"
                                               : "attributes");
-  int32_t status = check_attributes(op, args);
+  int32_t status = check_arity(op, args);
+  if (status == HAIAN_OK) status = check_attributes(op, args);
   operand outputs[HAIAN_MAX_OPERANDS];
   for (int i = 0; i < args->n_out && status == HAIAN_OK; i++) {
     operand *o = &outputs[i];
     *o = (operand){args->out[i], op, "output", i, 0, 0};
     if (!o->t) REFUSE(o, HAIAN_INVALID_ARGUMENT, "%s", "is NULL; every output needs a tensor");
     status = check_tensor(o);
-    if (status == HAIAN_OK && overlaps_itself(o->t))
+    if (status == HAIAN_OK && haian_overlaps_itself(o->t))
       REFUSE(o, HAIAN_ALIAS, "%s", "its strides let elements overlap; needs one address an element; allocate one");
     for (int j = 0; j < i && status == HAIAN_OK; j++)
       if (may_share(o, &outputs[j])) REFUSE(o, HAIAN_ALIAS, "overlaps output %d; needs memory of its own", j);

@@ -29,6 +29,9 @@ const char *haian_isa_error(void);
  * An output may be exactly an input (same address, shape, strides, item size) for pointwise operators only. */
 int32_t haian_call(const char *op, const haian_args *args);
 
+/* 1 where two elements of a tensor may share memory (its strides interleave or are 0), so it cannot be an output. */
+int32_t haian_overlaps_itself(const haian_tensor *t);
+
 #ifdef __cplusplus
 }
 #endif

@@ -3,6 +3,7 @@
  * are checked on every call.  Whatever does not fit the fast path goes to Python (kernels/dispatch.py), which converts,
  * or raises the error. */
 #include "../../hal/native/py_tensor.h"
+#include "../cpu/library.h"
 #include "../cpu/pointwise.h"
 
 #include <structmember.h>
@@ -30,7 +31,7 @@ typedef struct {
   int32_t out_dtype[MAX_OUT];
   haian_kernel run;
   haian_tile tile;    /* contiguous same-shape operands of a pointwise operator; NULL otherwise */
-  PyObject *callable; /* lives as long as its candidate stands in dispatch.py's table, so a copy needs no reference */
+  PyObject *callable; /* a call takes its own reference: Python code it runs may drop the plan */
 } choice;
 
 typedef struct {
@@ -63,6 +64,7 @@ typedef struct {
   int64_t ints[4][2 * HAIAN_MAX_RANK];
   int n_in, n_ints;
   PyObject *out;
+  PyObject **held; /* references released when the call ends: the plan's callable, a list argument as a tuple */
 } bound;
 
 /* 1 bound, 0 not for the fast path (no exception set). */
@@ -76,7 +78,7 @@ static int bind_attr(const param *p, PyObject *v, bound *b) {
   a->count = 0;
   switch (p->kind) {
     case KIND_INT:
-      if (!PyLong_Check(v)) return 0;
+      if (!PyLong_Check(v) || PyBool_Check(v)) return 0;
       a->kind = HAIAN_INT;
       a->i = PyLong_AsLongLong(v);
       break;
@@ -151,12 +153,16 @@ static int bind_tensor(const param *p, PyObject *v, bound *b) {
 }
 
 static int bind_list(PyObject *v, bound *b) {
-  int tuple = PyTuple_Check(v);
-  if (!tuple && !PyList_Check(v)) return 0;
-  Py_ssize_t n = tuple ? PyTuple_GET_SIZE(v) : PyList_GET_SIZE(v);
+  if ((!PyTuple_Check(v) && !PyList_Check(v)) || b->held[1]) return 0;
+  PyObject *items = b->held[1] = PySequence_Tuple(v); /* another thread may change a list while the kernel runs */
+  if (!items) {
+    PyErr_Clear();
+    return 0;
+  }
+  Py_ssize_t n = PyTuple_GET_SIZE(items);
   if (n < 1 || n > HAIAN_MAX_OPERANDS - 2) return 0;
   for (Py_ssize_t i = 0; i < n; i++) {
-    PyObject *item = tuple ? PyTuple_GET_ITEM(v, i) : PyList_GET_ITEM(v, i);
+    PyObject *item = PyTuple_GET_ITEM(items, i);
     if (!HAIAN_TENSOR_CHECK(item)) return 0;
     b->in[i] = &((haian_py_tensor *)item)->t;
     b->in_obj[i] = item;
@@ -326,6 +332,11 @@ static int fill_plan(op_object *op, const bound *b, choice *p) {
   p->run = (haian_kernel)(uintptr_t)run;
   Py_XSETREF(p->callable, Py_NewRef(callable));
   p->n_out = (int)PyTuple_GET_SIZE(codes);
+  if (p->n_out != op->n_out) {
+    PyErr_Format(PyExc_ValueError, "%U: resolve gave %d results; the operator has %d", op->name, p->n_out, op->n_out);
+    Py_DECREF(r);
+    return -1;
+  }
   for (int i = 0; i < p->n_out && i < MAX_OUT; i++)
     p->out_dtype[i] = (int32_t)PyLong_AsLong(PyTuple_GET_ITEM(codes, i));
   p->tile = NULL;
@@ -405,10 +416,12 @@ static PyObject *slow_call(op_object *op, PyObject *const *args, Py_ssize_t n, P
   return PyObject_Vectorcall(op->slow, args, (size_t)n, kwnames);
 }
 
-static PyObject *op_vectorcall(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *kwnames) {
+static PyObject *call_holding(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *kwnames,
+                              PyObject **held) {
   op_object *op = (op_object *)self;
   Py_ssize_t n = PyVectorcall_NARGS(nargsf);
   bound b;
+  b.held = held;
   if (!bind_arguments(op, args, n, kwnames, &b)) return slow_call(op, args, n, kwnames);
 
   uint32_t key[MAX_KEY];
@@ -436,7 +449,7 @@ static PyObject *op_vectorcall(PyObject *self, PyObject *const *args, size_t nar
   if (!have_device && b.out && HAIAN_TENSOR_CHECK(b.out) && ((haian_py_tensor *)b.out)->t.device != 0)
     return slow_call(op, args, n, kwnames);
 
-  plan **slot = &op->plans[hash >> 58], *p = *slot;
+  plan **slot = &op->plans[hash >> 58], *p = *slot, *old = NULL;
   if (!p || p->n_key != n_key || memcmp(p->key, key, n_key * sizeof key[0])) {
     plan *fresh = PyMem_Calloc(1, sizeof *fresh);
     if (!fresh) return PyErr_NoMemory();
@@ -449,10 +462,12 @@ static PyObject *op_vectorcall(PyObject *self, PyObject *const *args, size_t nar
     memcpy(fresh->key, key, sizeof key[0] * n_key);
     p = *slot; /* the resolver ran Python: look again before replacing */
     *slot = fresh;
-    if (p) drop_plan(p);
+    old = p;
     p = fresh;
   }
   const choice c = p->chosen;
+  if (c.mode == MODE_PYTHON) held[0] = Py_NewRef(c.callable);
+  if (old) drop_plan(old); /* runs finalisers, which may replace any plan: not before the choice is copied */
 
   /* output shapes */
   int64_t shape[MAX_OUT][HAIAN_MAX_RANK];
@@ -476,6 +491,10 @@ static PyObject *op_vectorcall(PyObject *self, PyObject *const *args, size_t nar
   } else {
     PyObject *r = call_with(op->infer, op, &b, NULL); /* a tuple of shapes */
     if (!r) return NULL;
+    if (!PyTuple_Check(r) || PyTuple_GET_SIZE(r) != c.n_out) {
+      Py_DECREF(r);
+      return haian_raise_text(HAIAN_INTERNAL, "%s: infer gave no shapes", PyUnicode_AsUTF8(op->name));
+    }
     for (int i = 0; i < c.n_out; i++) {
       rank[i] = haian_read_ints(PyTuple_GET_ITEM(r, i), shape[i], HAIAN_MAX_RANK, "shape");
       if (rank[i] < 0) {
@@ -505,15 +524,17 @@ static PyObject *op_vectorcall(PyObject *self, PyObject *const *args, size_t nar
       if (t->dtype != c.out_dtype[i] || t->ndim != rank[i] || !same_sizes(t->shape, shape[i], rank[i]))
         return wrong_out(op, t, i, rank[i], shape[i], c.out_dtype[i]);
       if ((uint32_t)t->device != device) return slow_call(op, args, n, kwnames);
+      if (((haian_py_tensor *)o)->readonly)
+        return haian_raise_text(HAIAN_INVALID_ARGUMENT, "%s: out is read-only memory; give writable memory",
+                                PyUnicode_AsUTF8(op->name));
       for (int k = 0; k < b.n_in; k++)
         if (b.in[k] && overlaps(t, b.in[k]) && !(c.elementwise && same_layout(t, b.in[k])))
           return slow_call(op, args, n, kwnames);
-      if (!(t->tag & HAIAN_TAG_CONTIGUOUS))
-        for (int d = 0; d < t->ndim; d++)
-          if (t->shape[d] > 1 && t->stride[d] == 0)
-            return haian_raise_text(
-                HAIAN_ALIAS, "%s: out has stride 0 on axis %d, so elements share memory; give it memory of its own",
-                PyUnicode_AsUTF8(op->name), d);
+      if (!(t->tag & HAIAN_TAG_CONTIGUOUS) && haian_overlaps_itself(t))
+        return haian_raise_text(
+            HAIAN_ALIAS,
+            "%s: out has strides (stride 0 or overlapping rows) that let elements share memory; give it its own",
+            PyUnicode_AsUTF8(op->name));
       for (int k = 0; k < i; k++)
         if (overlaps(t, out[k]))
           return haian_raise_text(HAIAN_ALIAS, "%s: out %d and out %d overlap; give each its own memory",
@@ -580,6 +601,14 @@ static PyObject *op_vectorcall(PyObject *self, PyObject *const *args, size_t nar
   return tuple;
 }
 
+static PyObject *op_vectorcall(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *kwnames) {
+  PyObject *held[2] = {NULL, NULL};
+  PyObject *r = call_holding(self, args, nargsf, kwnames, held);
+  Py_XDECREF(held[0]);
+  Py_XDECREF(held[1]);
+  return r;
+}
+
 /* ---- the type ----------------------------------------------------------------------------------------------------------- */
 static void op_dealloc(PyObject *self) {
   op_object *op = (op_object *)self;
@@ -601,8 +630,7 @@ static void op_dealloc(PyObject *self) {
 }
 
 static int read_default(param *p, PyObject *v, op_object *op) {
-  bound b;
-  b.n_ints = 0;
+  bound b = {0};
   if (p->kind == KIND_TENSOR || p->kind == KIND_TENSORS) return 0;
   int slot = p->slot;
   if (!bind_attr(p, v, &b)) {
@@ -633,6 +661,10 @@ static PyObject *op_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
   op->infer = Py_NewRef(infer);
   op->doc = Py_NewRef(doc);
   op->n_out = n_out;
+  if (n_out < 1 || n_out > MAX_OUT) {
+    PyErr_Format(PyExc_ValueError, "%U: %d results; needs 1 to %d", name, n_out, (int)MAX_OUT);
+    goto bad;
+  }
   Py_ssize_t n = PyTuple_GET_SIZE(params);
   if (n > MAX_PARAMS) {
     PyErr_Format(PyExc_ValueError, "%U: %zd parameters; at most %d", name, n, MAX_PARAMS);
@@ -721,7 +753,7 @@ static PyObject *py_set_hooks(PyObject *m, PyObject *args) {
 static PyObject *py_stream_depth(PyObject *m, PyObject *delta) {
   (void)m;
   long d = PyLong_AsLong(delta);
-  if (d == -1 && PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_SystemError)) return NULL;
+  if (d == -1 && PyErr_Occurred()) return NULL;
   stream_depth += (int)d;
   return PyLong_FromLong(stream_depth);
 }

@@ -20,7 +20,7 @@ from .hal.errors import EnvironmentMissing, HaianError
 
 FINDINGS, USAGE, ENVIRONMENT = 1, 2, 3
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="The layer between AI frameworks and AI chips.  Exit codes: 0 good, 1 findings, 2 usage, 3 environment.", pretty_exceptions_enable=False)
 ops_app = typer.Typer(no_args_is_help=True, help="The operator standard: what exists, and one operator's record.")
 conformance_app = typer.Typer(no_args_is_help=True, help="Does a device conform?  Run the suite, compare and verify reports.")
 bench_app = typer.Typer(no_args_is_help=True, help="How fast is it, against the device's limits and the frameworks' own kernels?")
@@ -234,6 +234,9 @@ def main() -> None:
         sys.exit(USAGE)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        print(f"haian: {error}", file=sys.stderr)
+        sys.exit(ENVIRONMENT)
 
 
 if __name__ == "__main__":

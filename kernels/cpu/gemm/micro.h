@@ -48,34 +48,39 @@ INLINE void M_(body)(const int rows, int64_t groups, const M_GROUP *a, const M_G
                            int first) {                                                                     \
     M_(body)(r <= M_MR ? r : 1, groups, a, b, ldb, c, ldc, first);                                          \
   }
+/* clang-format off */
 M_ROWS(1)
 M_ROWS(2)
-M_ROWS(3) M_ROWS(4)
+M_ROWS(3)
+M_ROWS(4)
 #if M_MR > 4
-    M_ROWS(5) M_ROWS(6)
+M_ROWS(5)
+M_ROWS(6)
 #endif
 #if M_MR > 6
-        M_ROWS(7) M_ROWS(8)
+M_ROWS(7)
+M_ROWS(8)
 #endif
 #if M_MR > 8
-            M_ROWS(9) M_ROWS(10) M_ROWS(11) M_ROWS(12)
+    M_ROWS(9) M_ROWS(10) M_ROWS(11) M_ROWS(12)
 #endif
 #if M_MR > 12
-                M_ROWS(13) M_ROWS(14)
+        M_ROWS(13) M_ROWS(14)
 #endif
-                    static const haian_micro_fn M_(micro)[] = {
-                        M_(rows_1),  M_(rows_2),  M_(rows_3),  M_(rows_4),
+    /* clang-format on */
+    static const haian_micro_fn M_(micro)[] = {
+        M_(rows_1),  M_(rows_2),  M_(rows_3),  M_(rows_4),
 #if M_MR > 4
-                        M_(rows_5),  M_(rows_6),
+        M_(rows_5),  M_(rows_6),
 #endif
 #if M_MR > 6
-                        M_(rows_7),  M_(rows_8),
+        M_(rows_7),  M_(rows_8),
 #endif
 #if M_MR > 8
-                        M_(rows_9),  M_(rows_10), M_(rows_11), M_(rows_12),
+        M_(rows_9),  M_(rows_10), M_(rows_11), M_(rows_12),
 #endif
 #if M_MR > 12
-                        M_(rows_13), M_(rows_14),
+        M_(rows_13), M_(rows_14),
 #endif
 };
 #if defined(M_DIRECT)
@@ -119,34 +124,39 @@ INLINE void M_(direct_body)(const int rows, int64_t groups, const M_GROUP *a, in
                              int64_t ldc, int first) {                                                        \
     M_(direct_body)(r <= M_MR ? r : 1, groups, a, lda, b, ldb, c, ldc, first);                                \
   }
+/* clang-format off */
 M_DIRECT_ROWS(1)
 M_DIRECT_ROWS(2)
-M_DIRECT_ROWS(3) M_DIRECT_ROWS(4)
+M_DIRECT_ROWS(3)
+M_DIRECT_ROWS(4)
 #if M_MR > 4
-    M_DIRECT_ROWS(5) M_DIRECT_ROWS(6)
+M_DIRECT_ROWS(5)
+M_DIRECT_ROWS(6)
 #endif
 #if M_MR > 6
-        M_DIRECT_ROWS(7) M_DIRECT_ROWS(8)
+M_DIRECT_ROWS(7)
+M_DIRECT_ROWS(8)
 #endif
 #if M_MR > 8
-            M_DIRECT_ROWS(9) M_DIRECT_ROWS(10) M_DIRECT_ROWS(11) M_DIRECT_ROWS(12)
+    M_DIRECT_ROWS(9) M_DIRECT_ROWS(10) M_DIRECT_ROWS(11) M_DIRECT_ROWS(12)
 #endif
 #if M_MR > 12
-                M_DIRECT_ROWS(13) M_DIRECT_ROWS(14)
+        M_DIRECT_ROWS(13) M_DIRECT_ROWS(14)
 #endif
-                    static const haian_direct_fn M_(direct)[] = {
-                        M_(direct_1),  M_(direct_2),  M_(direct_3),  M_(direct_4),
+    /* clang-format on */
+    static const haian_direct_fn M_(direct)[] = {
+        M_(direct_1),  M_(direct_2),  M_(direct_3),  M_(direct_4),
 #if M_MR > 4
-                        M_(direct_5),  M_(direct_6),
+        M_(direct_5),  M_(direct_6),
 #endif
 #if M_MR > 6
-                        M_(direct_7),  M_(direct_8),
+        M_(direct_7),  M_(direct_8),
 #endif
 #if M_MR > 8
-                        M_(direct_9),  M_(direct_10), M_(direct_11), M_(direct_12),
+        M_(direct_9),  M_(direct_10), M_(direct_11), M_(direct_12),
 #endif
 #if M_MR > 12
-                        M_(direct_13), M_(direct_14),
+        M_(direct_13), M_(direct_14),
 #endif
 };
 #undef M_DIRECT
