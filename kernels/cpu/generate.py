@@ -166,8 +166,7 @@ def generate() -> str:
 
 def arities() -> str:
     """The text of operators.inc: how many operands and attributes each operator takes, and which inputs it cannot do without."""
-    from haian.kernels import ops  # noqa: F401  defines all records
-    from haian.kernels.ops.record import OPS
+    from haian.kernels.ops import OPS
 
     rows = []
     for o in OPS.values():
