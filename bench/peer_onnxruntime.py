@@ -172,7 +172,7 @@ class OnnxRuntime(Peer):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
+        except Exception as error:  # onnxruntime raises classes of its own C++ module: any of them means no such peer row
             raise Refusal(_reason(error)) from error
         binding = session.io_binding()
         kept = []
@@ -188,7 +188,7 @@ class OnnxRuntime(Peer):
 
         try:
             once()
-        except Exception as error:
+        except Exception as error:  # as above: the session refuses a model by exceptions it does not export
             raise Refusal(_reason(error)) from error
         once.__dict__["kept"] = kept  # the binding holds no reference to the memory
         return once
