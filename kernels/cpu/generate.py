@@ -24,9 +24,9 @@ BLOCK = 256  # elements looked at together for arguments of sin and cos that nee
 
 
 def source_tree() -> None:
-    """Makes haian.hal and haian.kernels.ops importable from the checkout, without running their __init__ files."""
+    """Makes haian.hal and haian.kernels.ops importable from the checkout, without running the __init__ files above the records."""
     sys.dont_write_bytecode = True
-    for name, folder in (("haian", "src/haian"), ("haian.hal", "hal"), ("haian.kernels", "kernels"), ("haian.kernels.ops", "kernels/ops")):
+    for name, folder in (("haian", "src/haian"), ("haian.hal", "hal"), ("haian.kernels", "kernels")):
         module = ModuleType(name)
         module.__path__ = [str(ROOT / folder)]
         sys.modules[name] = module
