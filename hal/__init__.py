@@ -13,6 +13,7 @@ _FILES = {
     "errors": ("HaianError",),
     "dtype": ("DType",),
     "driver": ("Capabilities", "Copy", "Driver", "Launch"),
+    "c_driver": ("CDriver",),
     "registry": ("AdapterRecord", "devices", "load_adapter", "report"),
     "device": ("Device",),
     "memory": ("Allocator", "Buffer", "copy"),

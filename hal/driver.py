@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .errors import Unsupported
 
@@ -73,8 +74,7 @@ class Capabilities:
     extra: dict[str, object] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Copy:
+class Copy(NamedTuple):
     """One copy: ``rows`` rows of ``nbytes`` bytes; pitches in bytes, used when rows > 1.
 
     Host addresses must stay valid until the stream has passed the copy.  Ranges of a d2d copy may overlap where
@@ -91,8 +91,7 @@ class Copy:
     dst_device: int = -1  # peer copies only
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(NamedTuple):
     """One kernel launch.  ``args`` are (type, value) pairs: type is Triton's name (``*fp32``, ``i32``, ``fp32``)."""
 
     kernel: int

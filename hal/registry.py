@@ -123,15 +123,16 @@ class Registry:
         return [r.row() for r in self.records()]
 
     def load_adapter(self, source: str | os.PathLike[str] | Driver | type[Driver] | Callable[[], Driver]) -> list[Device]:
-        """Adds an adapter now: a Driver (object, class or factory), a ``.py`` file or a folder with ``runtime.py``.
+        """Adds an adapter now: a Driver (object, class or factory), a ``.py`` file, a folder with
+        ``runtime.py``, or a ``.so`` with ``hal_get_adapter``.
 
         Returns:
             Its devices, behind all earlier ones.
 
         Raises:
             EnvironmentMissing: no such file.  PermissionRefused: the file or its folder is writable by everyone.
-            Unsupported: a ``.so``: drivers in C are not loaded by this version.
-            ArgumentError: no driver in there, or its name is taken.
+            VersionMismatch: a ``.so`` of another ABI.
+            ArgumentError: no driver in there, its table breaks the contract, or its name is taken.
         """
         self._discover()
         with self._lock:
@@ -242,15 +243,16 @@ def _driver_of_file(path: Path) -> Driver:
     package = path.is_dir()
     file = path / "runtime.py" if package else path
     if not file.is_file():
-        raise EnvironmentMissing(f"adapter {file}: no such file; give a .py file or a folder with runtime.py")
+        raise EnvironmentMissing(f"adapter {file}: no such file; give a .py file, a folder with runtime.py or a .so")
     for p in (file, file.parent):
         mode = p.stat().st_mode
         if mode & stat.S_IWOTH and not (p.is_dir() and mode & stat.S_ISVTX):
             raise PermissionRefused(f"adapter {p}: writable by everyone; chmod o-w it")
     if file.suffix == ".so":
-        raise Unsupported(f"adapter {file}: drivers in C are not loaded by this version; wrap it in a Python Driver for now")
+        from .c_driver import CDriver
+        return CDriver(file)
     if file.suffix != ".py":
-        raise ArgumentError(f"adapter {file}: needs a .py file or a folder with runtime.py")
+        raise ArgumentError(f"adapter {file}: needs a .py file, a folder with runtime.py or a .so")
     name = f"haian_adapter_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:

@@ -39,6 +39,7 @@ extern PyObject *haian_dtypes[32]; /* DType objects by code */
 int haian_init_tensor(PyObject *module);
 int haian_init_dlpack(PyObject *module);
 int haian_init_op(PyObject *module);
+int haian_init_driver(PyObject *module);
 
 #ifdef __cplusplus
 }
