@@ -328,7 +328,7 @@ class CDriver(Driver):
         fn = self._waiting.pop(int(self.ffi.cast("uintptr_t", number)))
         try:
             fn()
-        except Exception:  # noqa: BLE001 - the user's function; an exception must not unwind through the driver's C frames
+        except Exception:
             logging.getLogger("haian").exception("%s: a host function raised", self.name)
 
     def event_create(self, device: int, timing: bool = True) -> int:

@@ -10,7 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from haian.hal.c_driver import CDriver, header
-from haian.hal.driver import DEVICE_TO_DEVICE, DEVICE_TO_HOST, GROUPS, HOST_TO_DEVICE, PEER, Copy, Driver, Launch, offers
+from haian.hal.driver import (
+    DEVICE_TO_DEVICE,
+    DEVICE_TO_HOST,
+    GROUPS,
+    HOST_TO_DEVICE,
+    PEER,
+    Copy,
+    Driver,
+    Launch,
+    offers,
+)
 from haian.hal.errors import (
     ArgumentError,
     EnvironmentMissing,
