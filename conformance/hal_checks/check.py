@@ -207,9 +207,10 @@ class Subject:
         group = next(g for g, methods in GROUPS.items() if name in methods or f"{name}?" in methods)
         if not offers(self.raw, group):
             return False
-        has = getattr(self.raw, "has", None)  # a driver over a C table says so itself
-        if has is not None:
-            return bool(has(name))
+        if self.path:  # a C table: a function is there or NULL
+            from ...hal.c_driver import _CALLS
+
+            return _CALLS[name] in self.raw._functions  # type: ignore[attr-defined]
         found = getattr(self.raw, name, None)
         return found is not None and getattr(found, "__func__", found) is not getattr(Driver, name)
 
@@ -234,16 +235,21 @@ class Subject:
     def fresh(self, validated: bool | None = None) -> Driver:
         """Another driver object of the same factory, initialised, wrapped like the one under test; ended after the check.
 
-        A .so keeps its state in globals: there the object is another, the state is shared.
+        A .so keeps its state in globals, and some runtimes start only once: there it is the object under test again,
+        with a wrapper of its own.  ``reset`` it, but do not end it; what needs ``fini`` goes ``elsewhere``.
         """
-        driver = self.factory(*self.arguments)
-        driver.init()
-        self._fresh.append(driver)
+        if self.path or self.caps.init_once:
+            driver = self.raw
+        else:
+            driver = self.factory(*self.arguments)
+            driver.init()
+            self._fresh.append(driver)
         return validate(driver) if (self.validated if validated is None else validated) else driver
 
     def second(self) -> tuple[Driver, int]:
         """(driver, device) of another adapter: the simulator, or the host where the simulator is under test."""
         driver = of_name("cpu" if self.raw.name == "sim" else "sim")
+        driver.init()
         self._fresh.append(driver)
         return validate(driver), 0
 

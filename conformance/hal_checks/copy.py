@@ -1,0 +1,265 @@
+"""Checks 27 to 36: copies and fills bring exactly the bytes asked for, wherever they lie, and no others."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ...hal.driver import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, PEER, Copy
+from ...hal.errors import ArgumentError, InvalidHandle, OutOfMemory, OutOfRange, Unsupported
+from .check import NotOffered, Subject, check, host, require
+
+_SIZES = (1, 3, 63, 64, 65, 255, 4095, 4097, 65535, 65537)
+_OFFSETS = (0, 1, 7)
+
+
+def _differ(seen: np.ndarray, wanted: np.ndarray, what: str) -> None:
+    wrong = np.flatnonzero(seen != wanted)
+    require(not wrong.size, f"{what}: {wrong.size} of {wanted.size} bytes are wrong, the first at {int(wrong[0]) if wrong.size else 0}")
+
+
+@check(27, "round_trip", "C")
+def round_trip(s: Subject) -> None:
+    """Host to device, on the device and back, for sizes around lines and pages and offsets of 0, 1 and 7."""
+    span = max(_SIZES) + 16
+    a, b, source = s.alloc(span), s.alloc(span), s.pattern(span)
+    back = np.empty(span, np.uint8)
+    for n in _SIZES:
+        for i in _OFFSETS:
+            for j in _OFFSETS:
+                back[: n + 16] = 0
+                try:
+                    s.driver.copy(s.device, Copy(HOST_TO_DEVICE, a + j, host(source) + i, n))
+                    s.driver.copy(s.device, Copy(DEVICE_TO_DEVICE, b + i, a + j, n))
+                    s.driver.copy(s.device, Copy(DEVICE_TO_HOST, host(back) + j, b + i, n))
+                except Unsupported:
+                    require(i or j, f"an aligned copy of {n} bytes is Unsupported; only misaligned ones may be")
+                    continue
+                _differ(back[j : j + n], source[i : i + n], f"{n} bytes, offsets {i} and {j}, there and back")
+
+
+@check(28, "misaligned", "C")
+def misaligned(s: Subject) -> None:
+    """Misaligned copies and fills are exact or Unsupported, never rounded: bytes around them stay."""
+    for n in (1, 3, 5, 33, 127, 4099):
+        for shift in (1, 2, 3, 5, 7):
+            target, data = s.guard(n, shift), s.pattern(n)
+
+            def put() -> None:
+                s.driver.copy(s.device, Copy(HOST_TO_DEVICE, target.address, host(data), n))  # noqa: B023 - called in this round
+
+            def move() -> None:
+                held = s.alloc(n)  # noqa: B023 - as above
+                s.upload(held, data)  # noqa: B023 - called in this round
+                s.driver.copy(s.device, Copy(DEVICE_TO_DEVICE, target.address, held, n))  # noqa: B023 - as above
+                s.free(held)
+
+            for name, call in (("h2d", put), ("d2d", move)):
+                s.fill(target.address, 0xA5, n)
+                if _done(call):
+                    _differ(target.check(f"{name} copy of {n} bytes at {shift}"), data, f"{name} copy of {n} bytes at {shift}")
+            s.free(target.base)
+        _to_host(s, n)
+    if s.offers("fill"):
+        for n, shift in ((1, 1), (3, 2), (33, 3), (127, 7)):
+            target = s.guard(n, shift)
+            if _done(lambda: s.driver.fill(s.device, target.address, b"\x3c", n)):  # noqa: B023 - called in this round
+                _differ(target.check(f"fill of {n} bytes at {shift}"), np.full(n, 0x3C, np.uint8), f"fill of {n} bytes at {shift}")
+
+
+def _done(call: Callable[[], None]) -> bool:
+    try:
+        call()
+    except Unsupported:
+        return False
+    return True
+
+
+def _to_host(s: Subject, n: int) -> None:
+    """A copy to the middle of a host array leaves its neighbours alone."""
+    source, data, out = s.alloc(n + 8), s.pattern(n + 8), np.full(n + 128, 0xA5, np.uint8)
+    s.upload(source, data)
+    if _done(lambda: s.driver.copy(s.device, Copy(DEVICE_TO_HOST, host(out) + 61, source + 3, n))):
+        _differ(out[61 : 61 + n], data[3 : 3 + n], f"d2h copy of {n} bytes at 3")
+        around = np.concatenate([out[:61], out[61 + n :]])
+        require((around == 0xA5).all(), f"d2h copy of {n} bytes wrote {int((around != 0xA5).sum())} bytes of the host outside")
+    s.free(source)
+
+
+@check(29, "zero_copy", "C")
+def zero_copy(s: Subject) -> None:
+    """A copy or fill of zero bytes, or of zero rows, succeeds and does nothing."""
+    target, data, out = s.guard(64), s.pattern(64), np.full(64, 0xA5, np.uint8)
+    source = s.alloc(64)
+    s.upload(source, data)
+    streams = [0, s.stream()] if s.offers("stream") else [0]
+    for stream in streams:
+        for n, rows in ((0, 1), (0, 4), (16, 0)):
+            for desc in (Copy(HOST_TO_DEVICE, target.address, host(data), n, rows, 16, 16), Copy(DEVICE_TO_HOST, host(out), source, n, rows, 16, 16),
+                         Copy(DEVICE_TO_DEVICE, target.address, source, n, rows, 16, 16)):
+                s.driver.copy(s.device, desc, stream)
+        if s.offers("fill"):
+            s.driver.fill(s.device, target.address, b"\x11", 0, stream)
+        if stream:
+            s.driver.stream_sync(stream)
+    seen = target.check("copies of zero bytes")
+    require((seen == 0xA5).all() and (out == 0xA5).all(), "copies of zero bytes changed something")
+
+
+@check(30, "overlap", "C")
+def overlap(s: Subject) -> None:
+    """Overlapping copies on the device give memmove's result, or are refused where memmove is not claimed."""
+    for n in (257, 65537):
+        address, data = s.alloc(n + 8192), s.pattern(n + 8192)
+        for shift in (1, 7, 64, 200, 4096):
+            if shift >= n:
+                continue
+            for dst, src in ((shift, 0), (0, shift)):
+                s.upload(address, data)
+                desc = Copy(DEVICE_TO_DEVICE, address + dst, address + src, n)
+                if not s.caps.memmove:
+                    s.expect((ArgumentError, Unsupported), s.driver.copy, s.device, desc)
+                    continue
+                wanted = data.copy()
+                wanted[dst : dst + n] = data[src : src + n]
+                if _done(lambda: s.driver.copy(s.device, desc)):  # noqa: B023 - called in this round
+                    _differ(s.download(address, n + 8192), wanted, f"overlapping copy of {n} bytes from {src} to {dst}")
+                else:
+                    require(shift % 64, f"an aligned overlapping copy of {n} bytes is Unsupported although memmove is claimed")
+        s.free(address)
+
+
+@check(31, "out_of_range", "C", validation="on")
+def out_of_range(s: Subject) -> None:
+    """An access that leaves its allocation by one byte is refused, in every kind of copy and in fills."""
+    n = 4096
+    a, b, data = s.alloc(n), s.alloc(2 * n), np.zeros(2 * n, np.uint8)
+    before = s.pattern(n)
+    s.upload(a, before)
+    wrong = (OutOfRange, InvalidHandle)
+    for at, count in ((0, n + 1), (1, n), (n - 1, 2), (n, 1)):
+        for desc in (Copy(HOST_TO_DEVICE, a + at, host(data), count), Copy(DEVICE_TO_HOST, host(data), a + at, count),
+                     Copy(DEVICE_TO_DEVICE, b, a + at, count), Copy(DEVICE_TO_DEVICE, a + at, b, count)):
+            if at < n or not s.caps.host_access:  # one past the end may be anybody's memory on the host
+                s.expect(wrong, s.driver.copy, s.device, desc)
+        if s.offers("fill") and (at < n or not s.caps.host_access):
+            s.expect(wrong, s.driver.fill, s.device, a + at, b"\x01", count)
+    s.expect(wrong, s.driver.copy, s.device, Copy(DEVICE_TO_DEVICE, b, a + 1, 1024, 4, 1024, 1024))  # the last row's last byte
+    s.free(b)
+    s.expect(wrong, s.driver.copy, s.device, Copy(HOST_TO_DEVICE, b, host(data), 64))  # freed
+    _differ(s.download(a, n), before, "the allocation after refused accesses")
+
+
+@check(32, "pitched", "C")
+def pitched(s: Subject) -> None:
+    """Rows with a pitch: gaps stay untouched, pitch may equal the row, one row needs none, a smaller pitch is refused."""
+    for rows, width, dst_pitch, src_pitch in ((5, 33, 64, 40), (4, 64, 64, 64), (3, 7, 7, 129), (17, 1, 16, 2), (1, 100, 0, 0), (1, 100, 7, 3),
+                                              (2, 4096, 4097, 8192)):
+        what = f"{rows} rows of {width} bytes, pitches {dst_pitch} and {src_pitch}"
+        dst_span, src_span = _span(rows, width, dst_pitch), _span(rows, width, src_pitch)
+        source, back = s.pattern(src_span), np.full(dst_span, 0xA5, np.uint8)
+        first, second = s.guard(dst_span), s.guard(src_span)
+        wanted = _rows(np.full(dst_span, 0xA5, np.uint8), source, rows, width, dst_pitch, src_pitch)
+        s.driver.copy(s.device, Copy(HOST_TO_DEVICE, first.address, host(source), width, rows, dst_pitch, src_pitch))
+        _differ(first.check(f"h2d of {what}"), wanted, f"h2d of {what}")
+        s.driver.copy(s.device, Copy(DEVICE_TO_DEVICE, second.address, first.address, width, rows, src_pitch, dst_pitch))
+        there = _rows(np.full(src_span, 0xA5, np.uint8), wanted, rows, width, src_pitch, dst_pitch)
+        _differ(second.check(f"d2d of {what}"), there, f"d2d of {what}")
+        s.driver.copy(s.device, Copy(DEVICE_TO_HOST, host(back), second.address, width, rows, dst_pitch, src_pitch))
+        _differ(back, wanted, f"d2h of {what}")
+        s.free(first.base)
+        s.free(second.base)
+    if s.validated:
+        address, data = s.alloc(4096), np.zeros(4096, np.uint8)
+        for dst_pitch, src_pitch in ((31, 64), (64, 31), (0, 64)):
+            s.expect(ArgumentError, s.driver.copy, s.device, Copy(HOST_TO_DEVICE, address, host(data), 32, 4, dst_pitch, src_pitch))
+
+
+def _span(rows: int, width: int, pitch: int) -> int:
+    return (rows - 1) * pitch + width if rows > 1 else width
+
+
+def _rows(dst: np.ndarray, src: np.ndarray, rows: int, width: int, dst_pitch: int, src_pitch: int) -> np.ndarray:
+    """dst with the rows of src copied in, on the host."""
+    for r in range(rows):
+        dst[r * dst_pitch : r * dst_pitch + width] = src[r * src_pitch : r * src_pitch + width]
+    return dst
+
+
+@check(33, "fill", "C", needs=("fill",), exempt=True)
+def fill(s: Subject) -> None:
+    """Fills repeat patterns of 1, 2 and 4 bytes exactly; lengths that are no multiple are refused."""
+    for pattern in (b"\x00", b"\x7f", b"\x01\x02", b"\x05\x05", b"\x01\x02\x03\x04", b"\xff\x00\x00\x80", b"\0\0\0\0"):
+        size = len(pattern)
+        for count in (1, 3, 64, 1025, 16385):
+            n = count * size
+            for shift in (0, size):
+                target = s.guard(n, shift)
+                s.driver.fill(s.device, target.address, pattern, n)
+                what = f"fill of {n} bytes with {pattern.hex()}"
+                _differ(target.check(what), np.frombuffer(pattern * count, np.uint8), what)
+                s.free(target.base)
+    if s.validated:
+        address = s.alloc(64)
+        for pattern, n in ((b"ab", 63), (b"abcd", 62), (b"abc", 63), (b"", 64), (b"a", -1)):
+            s.expect(ArgumentError, s.driver.fill, s.device, address, pattern, n)
+
+
+@check(34, "peer", "S", exempt=True)
+def peer(s: Subject) -> None:
+    """Copies between two devices both ways, and to the same one; without the capability they are Unsupported."""
+    if s.count < 2 and not s.caps.peer:
+        raise NotOffered("one device, and capability peer is not claimed")
+    others = [s.device] + ([s.other()] if s.count > 1 else [])
+    n = 4099
+    mine = s.alloc(n)
+    for device in others:
+        theirs, data = s.alloc(n, device=device), s.pattern(n)
+        s.upload(mine, data)
+        there = Copy(PEER, theirs, mine, n, dst_device=device)
+        if not s.caps.peer:
+            if device != s.device:
+                s.expect(Unsupported, s.driver.copy, s.device, there)
+            continue
+        s.driver.copy(s.device, there)
+        _differ(s.download(theirs, n, device=device), data, f"peer copy to device {device}")
+        s.fill(mine, 0, n)
+        s.driver.copy(device, Copy(PEER, mine, theirs, n, dst_device=s.device))
+        _differ(s.download(mine, n), data, f"peer copy from device {device}")
+
+
+@check(35, "source_captured", "S")
+def source_captured(s: Subject) -> None:
+    """After a synchronous copy the host's bytes may change; the device keeps what they were."""
+    for n in (64, 4096, 1 << 20):
+        address, data = s.alloc(n), s.pattern(n)
+        source = data.copy()
+        for _ in range(4):
+            s.driver.copy(s.device, Copy(HOST_TO_DEVICE, address, host(source), n))
+            source[:] = 0xEE
+            _differ(s.download(address, n), data, f"{n} bytes whose source changed after a synchronous copy")
+            source[:] = data
+        s.free(address)
+
+
+@check(36, "beyond_4gib", "P", exempt=True)
+def beyond_4gib(s: Subject) -> None:
+    """Offsets and pitches beyond 4 GiB reach the right bytes."""
+    big, n = 1 << 32, 4096
+    nbytes = big + 4 * n
+    if s.caps.max_alloc_bytes < nbytes:
+        raise NotOffered(f"max_alloc_bytes is {s.caps.max_alloc_bytes}; needs {nbytes}")
+    try:
+        address = s.alloc(nbytes)
+    except OutOfMemory:
+        raise NotOffered(f"no {nbytes} bytes free at once") from None
+    low, high = s.pattern(n), s.pattern(n)
+    s.upload(address, low)
+    s.upload(address + big + 1, high)
+    _differ(s.download(address, n), low, "bytes at 0 after a copy to 4 GiB + 1")
+    _differ(s.download(address + big + 1, n), high, "bytes at 4 GiB + 1")
+    back = np.zeros(2 * n, np.uint8)
+    s.driver.copy(s.device, Copy(DEVICE_TO_HOST, host(back), address, n, 2, n, big + 1))  # two rows, 4 GiB + 1 apart
+    _differ(back, np.concatenate([low, high]), "two rows that lie 4 GiB + 1 apart")
+    s.driver.copy(s.device, Copy(DEVICE_TO_DEVICE, address + 2 * n, address + big + 1, n))
+    _differ(s.download(address + 2 * n, n), high, "a copy on the device from 4 GiB + 1")
