@@ -3,19 +3,20 @@
     python -m haian.conformance.mutants        prints killed / total and the survivors
 
 A mutant is a right NumPy implementation with one mistake that kernels make.  Each names the kind of case meant to refuse it.
-The tables: mutants_pointwise.py, mutants_other.py; the makers: mutate.py.
+The tables: ROWS of every mutants_*.py here; the makers: mutate.py.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..hal.errors import HaianError
 from ..kernels.ops import OPS
-from . import mutants_other, mutants_pointwise
 from .cases import Case, cases
 from .mutate import Maker
 from .runner import BAD, run_in_process
@@ -45,7 +46,11 @@ class Killed:
     message: str = ""
 
 
-MUTANTS: tuple[Mutant, ...] = tuple(Mutant(*row) for row in (*mutants_pointwise.ROWS, *mutants_other.ROWS))
+MUTANTS: tuple[Mutant, ...] = tuple(
+    Mutant(*row)
+    for file in sorted(Path(__file__).parent.glob("mutants_*.py"))
+    for row in importlib.import_module(f"{__package__}.{file.stem}").ROWS
+)
 
 
 # ---- running them -----------------------------------------------------------------------------------------------------------
