@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from .ops.record import Op, Spec
 
 if TYPE_CHECKING:
     from ..hal.device import Device
+    from ..hal.driver import Driver
 
 __all__ = ["Candidate", "candidates", "counters", "explain", "fallback_policy", "register_kernel", "set_fallback_policy"]
 
@@ -135,12 +137,36 @@ def register_kernel(op: str, fn: Callable[..., Any], *, device: str, dtypes: Seq
     from .ops import OPS
     if op not in OPS:
         raise ArgumentError(f"register_kernel: no operator {op!r}; `haian ops list` names them")
-    made = Candidate(op, name or f"{op}__{device}", device, frozenset(dtype(d) for d in dtypes) if dtypes is not None else None, when, fn)
+    made = _candidate(device, op, fn, dtypes, when, name)
     with _lock:
         _registered.setdefault((op, device), []).insert(0, made)
     from . import api
     api.forget()
     return made
+
+
+def _candidate(device: str, op: str, fn: Callable[..., Any], dtypes: Sequence[object] | None = None,
+               when: Callable[..., str] | None = None, name: str = "") -> Candidate:
+    return Candidate(op, name or f"{op}__{device}", device, frozenset(dtype(d) for d in dtypes) if dtypes is not None else None, when, fn)
+
+
+# What drivers bring themselves, by operator; asked once a driver.
+_brought: weakref.WeakKeyDictionary[Driver, dict[str, list[Candidate]]] = weakref.WeakKeyDictionary()
+
+
+def _of_driver(driver: Driver, family: str) -> dict[str, list[Candidate]]:
+    """``Driver.kernels()``: each a mapping of the arguments of ``register_kernel``, without ``device``."""
+    if driver not in _brought:
+        from .ops import OPS
+        found: dict[str, list[Candidate]] = {}
+        for row in driver.kernels():
+            made = _candidate(family, **row)  # type: ignore[arg-type]
+            if made.op in OPS:
+                found.setdefault(made.op, []).append(made)
+            else:
+                _log.warning("%s: brings a kernel for %s, an operator that haian does not have; left out", family, made.op)
+        _brought[driver] = found
+    return _brought[driver]
 
 
 def _host(op: str) -> Candidate | None:
@@ -180,7 +206,7 @@ def candidates(record: Op, device: Device) -> list[Candidate]:
                 found += _triton(record, device)
             host = _host(record.name)
             _cache[key] = found + ([host] if host else [])
-        vendor = list(_registered.get((record.name, family), ()))
+        vendor = [*_registered.get((record.name, family), ()), *_of_driver(device.driver, family).get(record.name, ())]
         if not device.is_host and device.capabilities.triton_target:
             vendor += _registered.get((record.name, "triton"), ())
         return vendor + _cache[key]

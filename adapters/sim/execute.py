@@ -2,7 +2,7 @@
 
 ``compile_module`` turns the tree into lists of closures over numbered registers, once per module_load; it refuses
 unknown operations by name.  ``Kernel.run`` walks those lists.  Programs that a branch or loop leaves out are masked.
-Not here: what the operations compute (``vector.py``), memory (``memory.py``), queues and handles (``runtime.py``).
+Not here: what the operations compute (``vector.py``), memory (``memory.py``), streams (hal/host_driver.py).
 """
 from __future__ import annotations
 
@@ -463,6 +463,7 @@ class Kernel:
         self.routine, self.facts = routine, facts
         self.name = routine.function.name
         self.params = [t for _, t in routine.function.args]
+        self.signature = tuple(f"*{_triton_name(t.pointee)}" if t.elem == "ptr" else _triton_name(t.elem) for t in self.params)
 
     def arguments(self, args: Sequence[tuple[str, int | float]]) -> list[np.ndarray]:
         """Launch arguments as uniform values (1,).  ArgumentError on a wrong number or type."""
@@ -571,6 +572,12 @@ def _result_types(op: Op, args: list[Type]) -> list[Type]:
 
 
 _TRITON_NAMES = {"f16": "fp16", "bf16": "bf16", "f32": "fp32", "f64": "fp64"}
+_FLOAT8 = {"f8E4M3FN": "fp8e4nv", "f8E4M3FNUZ": "fp8e4nv", "f8E5M2": "fp8e5"}  # Triton 3.0 prints fp8e4nv with UZ
+
+
+def _triton_name(elem: str) -> str:
+    """Triton's name of a TTIR element type."""
+    return _TRITON_NAMES.get(elem) or _FLOAT8.get(elem, elem)
 
 
 def _fits(kind: str, t: Type) -> bool:

@@ -5,7 +5,6 @@ into host code fails at once.  Every access is checked for bounds and alignment 
 """
 from __future__ import annotations
 
-import ctypes
 import threading
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -13,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ...hal import host_memory
+from ...hal.driver import PointerInfo
 from ...hal.errors import ArgumentError, InvalidHandle, OutOfMemory, OutOfRange
 
-__all__ = ["Heap", "RMW_KINDS", "Site", "atomic_cas", "atomic_rmw", "load", "move", "store"]
+__all__ = ["Heap", "RMW_KINDS", "Site", "atomic_cas", "atomic_rmw", "load", "store"]
 
 _BASE = 0x7F00_0000_0000_0000  # below 2**63: fits a signed 64-bit register
 _SPAN = 1 << 52  # addresses a device may hand out in its life; they are never used twice
@@ -36,12 +37,14 @@ class Site:
 
 
 class _Block:
-    __slots__ = ("start", "end", "data")
+    """kind: device, pinned, managed, or opened (another process's).  All but pinned ones are mapped: kernels may use them."""
 
-    def __init__(self, start: int, nbytes: int) -> None:
-        self.start, self.end = start, start + nbytes
-        self.data = np.zeros(nbytes, np.uint8)
-        if nbytes <= _POISON_LIMIT:
+    __slots__ = ("kind", "start", "end", "data", "pages")
+
+    def __init__(self, kind: str, start: int, pages: host_memory.Pages, fresh: bool = True) -> None:
+        self.kind, self.start, self.end, self.pages = kind, start, start + pages.nbytes, pages
+        self.data = np.asarray(pages)
+        if fresh and pages.nbytes <= _POISON_LIMIT:
             self.data.fill(0xFF)  # NaN, -1: what nobody wrote must not look like a result
 
     def view(self, dtype: np.dtype) -> np.ndarray:
@@ -76,40 +79,85 @@ class Heap:
         self.used_bytes = 0
         self._next = start or _BASE + device * _SPAN
         self._limit = _BASE + (device + 1) * _SPAN
-        self._blocks: dict[int, _Block] = {}  # insertion order is address order
+        self._arena = host_memory.Arena()
+        self._blocks: dict[int, _Block] = {}
         self._leaving: set[int] = set()  # freed, but still mapped for work queued before
         self._table: _Table | None = _Table([])
         self._lock = threading.Lock()
 
     def alloc(self, nbytes: int, align: int = 0) -> int:
-        align = max(align, self.align_bytes)
         with self._lock:
             if nbytes > self.total_bytes - self.used_bytes:
                 raise OutOfMemory(f"sim: {nbytes} bytes asked, {self.total_bytes - self.used_bytes} free; free some")
-            start = -(-self._next // align) * align
-            if start + nbytes + _GUARD > self._limit:
-                raise OutOfMemory("sim: the device's 2**52 addresses are used up; reset the device")
-            try:
-                block = _Block(start, nbytes)
-            except MemoryError:
-                raise OutOfMemory(f"sim: the host has no {nbytes} bytes to back the allocation; free some") from None
-            self._next = block.end + _GUARD
-            self._blocks[start] = block
+            start = self._room(nbytes, align)
+            self._add(_Block("device", start, self._pages(nbytes)))
             self.used_bytes += nbytes
-            self._table = None
         return start
+
+    def host_alloc(self, nbytes: int, managed: bool) -> int:
+        """Host memory at its host address; managed: kernels may use it too.  It takes nothing of the device's memory."""
+        with self._lock:
+            if nbytes > self.total_bytes:
+                raise OutOfMemory(f"sim: {nbytes} bytes of host memory asked; at most {self.total_bytes}")
+            pages = self._pages(nbytes)
+            self._add(_Block("managed" if managed else "pinned", pages.address, pages))
+        return pages.address
+
+    def open(self, pages: host_memory.Pages) -> int:
+        """Maps another process's memory at an address of this device."""
+        with self._lock:
+            start = self._room(pages.nbytes, 0)
+            self._add(_Block("opened", start, pages, fresh=False))
+        return start
+
+    def _room(self, nbytes: int, align: int) -> int:
+        align = max(align, self.align_bytes)
+        start = -(-self._next // align) * align
+        if start + nbytes + _GUARD > self._limit:
+            raise OutOfMemory("sim: the device's 2**52 addresses are used up; reset the device")
+        self._next = start + nbytes + _GUARD
+        return start
+
+    def _pages(self, nbytes: int) -> host_memory.Pages:
+        try:
+            return self._arena.pages(nbytes)
+        except (MemoryError, OSError):
+            raise OutOfMemory(f"sim: the host has no {nbytes} bytes to back the allocation; free some") from None
+
+    def _add(self, block: _Block) -> None:
+        self._blocks[block.start] = block
+        self._table = None
+
+    def base(self, address: int, what: str, *kinds: str) -> _Block:
+        """The live block of one of these kinds that starts at the address.  InvalidHandle when there is none."""
+        block = self._blocks.get(address)
+        if block is None or address in self._leaving or block.kind not in kinds:
+            raise InvalidHandle(f"sim: {address:#x} is not the base of a live allocation; {what} each address once")
+        return block
+
+    def info(self, device: int, address: int) -> PointerInfo:
+        for block in [b for b in list(self._blocks.values()) if b.start <= address < b.end and b.start not in self._leaving]:
+            return PointerInfo("device" if block.kind == "opened" else block.kind, device, block.start, block.end - block.start)
+        return PointerInfo("unknown")
 
     def free(self, address: int, reserve: bool = False) -> None:
         """Unmap a block.  With ``reserve`` only its bytes are given back; ``release`` unmaps it later."""
+        self._end(self.base(address, "free", "device", "pinned", "managed"), reserve)
+
+    def close(self, address: int, reserve: bool = False) -> None:
+        """The same for memory that ``open`` mapped."""
+        self._end(self.base(address, "ipc_close", "opened"), reserve)
+
+    def _end(self, block: _Block, reserve: bool) -> None:
         with self._lock:
-            block = self._blocks.get(address)
-            if block is None or address in self._leaving:
-                raise InvalidHandle(f"sim: {address:#x} is not the base of a live allocation; free each address once")
-            self.used_bytes -= block.end - block.start
+            if block.start not in self._blocks or block.start in self._leaving:
+                raise InvalidHandle(f"sim: {block.start:#x} was freed by another thread; free each address once")
+            if block.kind == "device":
+                self.used_bytes -= block.end - block.start
             if reserve:
-                self._leaving.add(address)
+                self._leaving.add(block.start)
             else:
-                del self._blocks[address]
+                del self._blocks[block.start]
                 self._table = None
 
     def release(self, address: int) -> None:
@@ -127,7 +175,8 @@ class Heap:
         table = self._table
         if table is None:
             with self._lock:
-                table = self._table = _Table(list(self._blocks.values()))
+                mapped = [b for b in self._blocks.values() if b.kind != "pinned"]
+                table = self._table = _Table(sorted(mapped, key=lambda b: b.start))
         return table
 
     def inside(self, address: int, nbytes: int, what: str) -> _Block:
@@ -140,26 +189,11 @@ class Heap:
     def host_pointer(self, address: int, nbytes: int, what: str) -> int:
         """The host address that backs [address, address + nbytes).  OutOfRange when it is not inside one block."""
         block = self.inside(address, nbytes, what)
-        return block.data.ctypes.data + (address - block.start)
+        return block.pages.address + (address - block.start)
 
     def fill(self, address: int, pattern: bytes, nbytes: int) -> None:
         """Repeat a 1, 2 or 4 byte pattern over [address, address + nbytes)."""
-        block = self.inside(address, nbytes, "fill")
-        at = address - block.start
-        target = block.data[at : at + nbytes]
-        if len(pattern) == 1:
-            target[:] = pattern[0]
-        else:
-            target.reshape(-1, len(pattern))[:] = np.frombuffer(pattern, np.uint8)
-
-
-def move(dst: int, src: int, nbytes: int, rows: int, dst_pitch: int, src_pitch: int) -> None:
-    """memmove of ``rows`` rows between host addresses; pitches in bytes."""
-    if rows == 1:
-        ctypes.memmove(dst, src, nbytes)
-        return
-    for row in range(rows):
-        ctypes.memmove(dst + row * dst_pitch, src + row * src_pitch, nbytes)
+        host_memory.fill(self.host_pointer(address, nbytes, "fill"), pattern, nbytes)
 
 
 # ---- access by all programs at once --------------------------------------------------------------------------------------

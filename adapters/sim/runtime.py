@@ -1,22 +1,35 @@
 """SimDriver: the simulated chip behind the HAL's driver contract, with real asynchrony and faults on demand.
 
-Kernels run in ``execute.py`` on the memory of ``memory.py``; queues and handles are ``queues.py``.  Stream 0 runs at
-once on the calling thread and waits for no other stream.
+Kernels run in ``execute.py`` on the memory of ``memory.py``; streams, events, graphs and profiles are those of every driver
+that lives in this process (hal/host_driver.py).  Stream 0 runs at once on the calling thread and waits for no other stream.
 """
 from __future__ import annotations
 
 import functools
 import os
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from ...hal.driver import DEVICE_TO_HOST, HOST_TO_DEVICE, PEER, Capabilities, Copy, Driver, Launch
-from ...hal.errors import ArgumentError, DeviceLost, NotReady, OutOfMemory, Timeout, Unsupported
+from ...hal import host_memory
+from ...hal.driver import (
+    DEVICE_TO_HOST,
+    HOST_TO_DEVICE,
+    PEER,
+    Capabilities,
+    Copy,
+    KernelInfo,
+    Launch,
+    PointerInfo,
+    Telemetry,
+)
+from ...hal.errors import ArgumentError, DeviceLost, OutOfMemory, Unsupported
+from ...hal.host_driver import HostDriver
+from ...hal.host_queues import WORK, Stream, Work
+from . import library
 from .execute import Kernel, compile_module
-from .memory import Heap, move
+from .memory import Heap
 from .personas import check, with_persona
-from .queues import CALL, MARK, WORK, Event, Handles, Mark, Stream
 
 __all__ = ["SimDriver"]
 
@@ -45,7 +58,7 @@ class _Device:
         self.leaving: list[tuple[int, list[tuple[Stream, int]]]] = []  # freed addresses and the work they wait for
 
 
-class SimDriver(Driver):
+class SimDriver(HostDriver):
     """Devices sim:0, sim:1, ...
 
     Args:
@@ -65,14 +78,20 @@ class SimDriver(Driver):
         base = Capabilities(
             model="haian sim0", total_bytes=total_bytes, max_alloc_bytes=total_bytes, align_bytes=256, async_copy=True,
             streams=True, events=True, triton_target=("haian_sim", "sim0", 1), image_format="ttir",
-            max_shared_bytes=_MAX_SHARED, bf16_atomics=True,
-            extra={"executes": "TTIR semantics, not the binary", "persona": self.persona},
+            max_shared_bytes=_MAX_SHARED, bf16_atomics=True, vendor=self.vendor, arch="sim0", driver_version=self.version,
+            warp_size=1, peer=True, cross_device_events=True,
+            extra={"executes": "TTIR semantics, not the binary", "persona": self.persona, "telemetry": "simulated",
+                   "page_lock": host_memory.can_lock()},
         )  # fmt: skip
-        self._capabilities = with_persona(base, self.persona)
+        facts = with_persona(base, self.persona)
+        # no two devices share one, and they stay the same from run to run
+        self._capabilities = [replace(facts, uuid=f"SIM-{self.persona}-{k:04d}") for k in range(devices)]
         self._devices = [_Device(k, Heap(k, total_bytes, base.align_bytes)) for k in range(devices)]
-        self._handles = Handles()
-        self._lock = threading.Lock()
-        self._streams: set[Stream] = set()
+        self._begin()
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._devices = [_Device(d.index, d.heap.renew(d.index)) for d in self._devices]
         self._failing_allocs = 0
         self._copy_delay_s = 0.0
 
@@ -99,7 +118,7 @@ class SimDriver(Driver):
 
     def props(self, device: int) -> Capabilities:
         self._ordinal(device)
-        return self._capabilities
+        return self._capabilities[device]
 
     def sync(self, device: int) -> None:
         found = self._device(device)
@@ -110,13 +129,8 @@ class SimDriver(Driver):
 
     def reset(self, device: int) -> None:
         found = self._ordinal(device)
-        with self._lock:
-            dropped = {s for s in self._streams if s.device == device}
-            self._streams -= dropped
-            self._devices[device] = _Device(device, found.heap.renew(device))
-        self._handles.remove_if(lambda thing: getattr(thing, "device", -1) == device)
-        for stream in dropped:
-            stream.drop()
+        self._devices[device] = _Device(device, found.heap.renew(device))
+        self._drop(device, wait=False)
 
     def _ordinal(self, device: int) -> _Device:
         if not 0 <= device < len(self._devices):
@@ -129,30 +143,46 @@ class SimDriver(Driver):
             raise DeviceLost(f"sim:{device} is lost; reset it")
         return found
 
-    def _streams_of(self, device: int) -> list[Stream]:
-        with self._lock:
-            return [s for s in self._streams if s.device == device]
+    def _check(self, device: int) -> None:
+        self._device(device)
+
+    def _lost(self, device: int) -> Callable[[], bool]:
+        found = self._devices[device]
+        return lambda: found.lost
 
     # ---- memory ----------------------------------------------------------------------------------------------------------
     def alloc(self, device: int, nbytes: int, align: int = 0) -> int:
+        if align < 0 or align & (align - 1):
+            raise ArgumentError(f"sim: alignment {align} is not a power of two")
+        return self._room(device, nbytes).alloc(nbytes, align)
+
+    def host_alloc(self, device: int, nbytes: int, managed: bool = False) -> int:
+        """At a host address; pinned memory is not for kernels, as a chip without such windows has it."""
+        address = self._room(device, nbytes).host_alloc(nbytes, managed)
+        host_memory.lock(address, nbytes)
+        return address
+
+    def _room(self, device: int, nbytes: int) -> Heap:
         found = self._device(device)
         if nbytes <= 0:
             raise ArgumentError(f"sim: alloc of {nbytes} bytes; needs at least 1")
-        if align < 0 or align & (align - 1):
-            raise ArgumentError(f"sim: alignment {align} is not a power of two")
         with self._lock:
             failing = self._failing_allocs > 0
             self._failing_allocs -= failing
         if failing:
             raise OutOfMemory(f"sim: {nbytes} bytes refused by fail_next_alloc; try again")
         self._reap(found)
-        return found.heap.alloc(nbytes, align)
+        return found.heap
 
     def free(self, device: int, address: int) -> None:
         found = self._device(device)
+        self._leave(found, address, found.heap.free)
+
+    def _leave(self, found: _Device, address: int, end: Callable[..., None]) -> None:
+        """Ends a block now, or when the work queued so far has passed."""
         with self._lock:
             busy = [(s, s.submitted) for s in self._streams if not s.idle]  # peers' streams may write here too
-        found.heap.free(address, reserve=bool(busy))
+        end(address, reserve=bool(busy))
         if busy:
             with self._lock:
                 found.leaving.append((address, busy))
@@ -173,6 +203,15 @@ class SimDriver(Driver):
         heap = self._device(device).heap
         return heap.total_bytes - heap.used_bytes, heap.total_bytes
 
+    def ptr_info(self, device: int, address: int) -> PointerInfo:
+        found = self._device(device).heap.info(device, address)
+        return self._registered_info(address) if found.kind == "unknown" else found
+
+    def pool_trim(self, device: int, keep_bytes: int = 0) -> int:
+        """Nothing is cached: what is unmapped goes back to the host at once."""
+        self._reap(self._device(device))
+        return 0
+
     def copy(self, device: int, desc: Copy, stream: int = 0) -> None:
         found = self._device(device)
         if desc.rows > 1 and min(desc.dst_pitch, desc.src_pitch) < desc.nbytes:
@@ -180,7 +219,8 @@ class SimDriver(Driver):
                                 "must hold a row")
         target = self._device(desc.dst_device) if desc.kind == PEER else found
         if desc.nbytes and desc.rows:
-            self._enqueue(device, stream, functools.partial(self._copy, found.heap, target.heap, desc))
+            run = functools.partial(self._copy, found.heap, target.heap, desc)
+            self._do(device, stream, Work(WORK, run, "copy", desc.kind, desc.nbytes * desc.rows))
 
     def _copy(self, heap: Heap, target: Heap, desc: Copy) -> None:
         if self._copy_delay_s:
@@ -190,7 +230,7 @@ class SimDriver(Driver):
             dst = target.host_pointer(dst, (desc.rows - 1) * desc.dst_pitch + desc.nbytes, f"{desc.kind} copy")
         if desc.kind != HOST_TO_DEVICE:
             src = heap.host_pointer(src, (desc.rows - 1) * desc.src_pitch + desc.nbytes, f"{desc.kind} copy")
-        move(dst, src, desc.nbytes, desc.rows, desc.dst_pitch, desc.src_pitch)
+        host_memory.move(dst, src, desc.nbytes, desc.rows, desc.dst_pitch, desc.src_pitch)
 
     def fill(self, device: int, address: int, pattern: bytes, nbytes: int, stream: int = 0) -> None:
         found = self._device(device)
@@ -198,120 +238,20 @@ class SimDriver(Driver):
             raise ArgumentError(f"sim: fill of {nbytes} bytes with a pattern of {len(pattern)}; the pattern has 1, 2 or 4 "
                                 "bytes and divides the length")
         if nbytes:
-            self._enqueue(device, stream, functools.partial(found.heap.fill, address, bytes(pattern), nbytes))
+            run = functools.partial(found.heap.fill, address, bytes(pattern), nbytes)
+            self._do(device, stream, Work(WORK, run, "fill", f"fill{len(pattern)}", nbytes))
 
-    # ---- streams -----------------------------------------------------------------------------------------------------------
-    def _enqueue(self, device: int, stream: int, task: Callable[[], None]) -> None:
-        if stream == 0:
-            task()
-            return
-        queue = self._stream(stream)
-        if queue.device != device:
-            raise ArgumentError(f"sim: a stream of device {queue.device} was given work of device {device}; use its own")
-        found = self._devices[device]
+    # ---- sharing with other processes --------------------------------------------------------------------------------------
+    def ipc_export(self, device: int, address: int) -> bytes:
+        """For a SimDriver in another process; good as long as the memory is alive here."""
+        return self._device(device).heap.base(address, "export", "device", "managed", "pinned").pages.export("sim")
 
-        def unless_lost() -> None:
-            if not found.lost:
-                task()
+    def ipc_open(self, device: int, handle: bytes) -> int:
+        return self._device(device).heap.open(host_memory.open_shared(bytes(handle), "sim"))
 
-        queue.submit(WORK, unless_lost)
-
-    def _stream(self, handle: int) -> Stream:
-        stream = self._handles.get(handle, Stream)
-        self._device(stream.device)
-        return stream
-
-    def stream_create(self, device: int) -> int:
-        self._device(device)
-        stream = Stream(device)
-        with self._lock:
-            self._streams.add(stream)
-        return self._handles.add(stream)
-
-    def stream_destroy(self, stream: int) -> None:
-        self._stream(stream)
-        found = self._handles.remove(stream, Stream)
-        found.close()
-        found.wait(lambda: self._devices[found.device].lost)
-        with self._lock:
-            self._streams.discard(found)
-
-    def stream_sync(self, stream: int) -> None:
-        if stream == 0:
-            return
-        found = self._stream(stream)
-        device = self._devices[found.device]
-        found.wait(lambda: device.lost)
-        if device.lost:
-            raise DeviceLost(f"sim:{found.device} is lost; reset it")
-        error = found.take_error()
-        if error is not None:
-            raise error
-
-    def stream_query(self, stream: int) -> bool:
-        if stream == 0:
-            return True
-        found = self._stream(stream)
-        error = found.take_error()
-        if error is not None:
-            raise error
-        return found.idle
-
-    def stream_wait_event(self, stream: int, event: int) -> None:
-        mark = self._handles.get(event, Event).mark  # the record seen now: a later one does not change the wait
-        if stream == 0:
-            if mark is not None:
-                mark.done.wait()
-            return
-        found = self._stream(stream)
-        if mark is not None and not mark.done.is_set():
-            found.submit(CALL, mark.done.wait)
-
-    def host_func(self, stream: int, fn: Callable[[], None]) -> None:
-        if stream == 0:
-            fn()
-        else:
-            self._stream(stream).submit(CALL, fn)
-
-    # ---- events --------------------------------------------------------------------------------------------------------------
-    def event_create(self, device: int, timing: bool = True) -> int:
-        self._device(device)
-        return self._handles.add(Event(device, timing))
-
-    def event_destroy(self, event: int) -> None:
-        self._handles.remove(event, Event)
-
-    def event_record(self, event: int, stream: int) -> None:
-        found = self._handles.get(event, Event)
-        self._device(found.device)
-        mark = Mark()
-        if stream == 0:
-            mark.complete()
-        else:
-            queue = self._stream(stream)
-            if queue.device != found.device:
-                raise ArgumentError(f"sim: an event of device {found.device} cannot be recorded on a stream of device "
-                                    f"{queue.device}; create it there")
-            queue.submit(MARK, mark.complete)
-        found.mark = mark
-
-    def event_query(self, event: int) -> bool:
-        mark = self._handles.get(event, Event).mark
-        return mark is None or mark.done.is_set()
-
-    def event_sync(self, event: int, timeout_ns: int = -1) -> None:
-        found = self._handles.get(event, Event)
-        self._device(found.device)
-        if found.mark is not None and not found.mark.done.wait(None if timeout_ns < 0 else timeout_ns * 1e-9):
-            raise Timeout(f"sim: the event did not complete in {timeout_ns} ns; wait again")
-
-    def event_elapsed_ns(self, start: int, end: int) -> int:
-        first, second = (self._handles.get(e, Event) for e in (start, end))
-        if not (first.timing and second.timing):
-            raise ArgumentError("sim: an event was created without timing; create both with timing=True")
-        if any(e.mark is None or not e.mark.done.is_set() for e in (first, second)):
-            raise NotReady("sim: an event has no completed record; synchronize first")
-        return second.mark.time_ns - first.mark.time_ns
+    def ipc_close(self, device: int, address: int) -> None:
+        found = self._device(device)
+        self._leave(found, address, found.heap.close)
 
     # ---- modules and launch -----------------------------------------------------------------------------------------------------
     def module_load(self, device: int, image: bytes, format: str) -> int:
@@ -321,6 +261,7 @@ class SimDriver(Driver):
         return self._handles.add(_Module(device, _compiled(bytes(image))))
 
     def module_unload(self, module: int) -> None:
+        """Queued launches still run."""
         found = self._handles.remove(module, _Module)
         self._handles.remove_if(lambda thing: isinstance(thing, _Function) and thing.module is found)
 
@@ -332,21 +273,51 @@ class SimDriver(Driver):
             raise ArgumentError(f"sim: no kernel {name!r} in the module; it has {', '.join(found.kernels)}")
         return self._handles.add(_Function(found, kernel))
 
+    def kernel_info(self, kernel: int) -> KernelInfo:
+        """Arguments as the TTIR declares them; an integer's sign is not in it.  There are no registers to count."""
+        found = self._handles.get(kernel, _Function)
+        caps = self._capabilities[found.device]
+        return KernelInfo(found.kernel.name, found.kernel.signature, caps.max_threads)
+
     def launch(self, device: int, desc: Launch, stream: int = 0) -> None:
         found = self._device(device)
         function = self._handles.get(desc.kernel, _Function)
         if function.device != device:
             raise ArgumentError(f"sim: a kernel loaded on device {function.device} was launched on {device}; load it there")
-        kernel, caps, grid = function.kernel, self._capabilities, tuple(desc.grid)
+        kernel, caps, grid = function.kernel, self._capabilities[device], tuple(desc.grid)
         if len(grid) != 3 or min(grid) < 1 or any(g > m for g, m in zip(grid, caps.max_grid)):
             raise ArgumentError(f"{kernel.name}: grid {grid}; each axis lies in 1 .. {caps.max_grid}, loop in the kernel")
         if grid[0] * grid[1] * grid[2] > caps.max_grid_product:
             raise ArgumentError(f"{kernel.name}: grid {grid} has more than {caps.max_grid_product} programs; loop in the kernel")
-        if not 0 <= desc.threads <= caps.max_threads or not 0 <= desc.shared_bytes <= caps.max_shared_bytes:
-            raise ArgumentError(f"{kernel.name}: {desc.threads} threads and {desc.shared_bytes} bytes of shared memory; at "
-                                f"most {caps.max_threads} and {caps.max_shared_bytes}")
+        if not 1 <= desc.threads <= caps.max_threads or not 0 <= desc.shared_bytes <= caps.max_shared_bytes:
+            raise ArgumentError(f"{kernel.name}: {desc.threads} threads and {desc.shared_bytes} bytes of shared memory; 1 to "
+                                f"{caps.max_threads} and at most {caps.max_shared_bytes}")
         if tuple(desc.cluster) != (1, 1, 1):
             raise Unsupported(f"{kernel.name}: cluster {desc.cluster}; sim has none, launch with (1, 1, 1)")
         check(kernel.name, kernel.facts, caps)
         values = kernel.arguments(desc.args)
-        self._enqueue(device, stream, functools.partial(kernel.run, found.heap, grid, values))
+        self._do(device, stream, Work(WORK, functools.partial(kernel.run, found.heap, grid, values), "launch", kernel.name))
+
+    # ---- sensors ------------------------------------------------------------------------------------------------------------------
+    def telemetry(self, device: int) -> Telemetry:
+        """Simulated but for the memory: a chip of 1000 MHz that idles at 40 C and 20 W and works at 70 C and 200 W."""
+        heap = self._device(device).heap
+        busy = any(not s.idle for s in self._streams_of(device))
+        return Telemetry(100.0 if busy else 0.0, 70.0 if busy else 40.0, 200.0 if busy else 20.0, 1000.0, float(heap.used_bytes))
+
+    # ---- simblas: operators of the chip's own library -------------------------------------------------------------------------------
+    def op_query(self, device: int, name: str, dtypes: Sequence[str], contiguous: bool) -> str:
+        self._device(device)
+        return library.query(self._capabilities[device], name, dtypes)
+
+    def op_run(self, device: int, name: str, inputs: Sequence[object], outputs: Sequence[object], attrs: dict[str, object],
+               stream: int = 0) -> None:
+        found = self._device(device)
+        if not self.op_query(device, name, [t.dtype.name for t in inputs if t is not None], True):  # type: ignore[attr-defined]
+            raise Unsupported(f"sim: simblas has no {name} for these dtypes; op_query says what it has")
+        run = library.prepare(found.heap, name, inputs, outputs, attrs)
+        self._do(device, stream, Work(WORK, run, "launch", f"simblas_{name}"))
+
+    def kernels(self) -> Sequence[object]:
+        """simblas in front of haian's kernels where HAIAN_SIM_LIBRARY=1; otherwise shown and refused."""
+        return library.candidates()
