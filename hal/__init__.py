@@ -18,6 +18,7 @@ _FILES = {
     "device": ("Device",),
     "memory": ("Allocator", "Buffer", "copy"),
     "stream": ("Event", "Stream"),
+    "comm": ("Communicator",),
     "tensor": ("Tensor", "asarray", "empty", "from_dlpack"),
     "module": ("Kernel", "Module"),
     "validate": ("Leak", "Validated"),
