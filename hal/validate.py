@@ -13,8 +13,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .driver import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, PEER, Capabilities, Copy, Driver, Launch
-from .errors import ArgumentError, InternalError, InvalidHandle, OutOfRange
+from .driver import (
+    DEVICE_TO_DEVICE,
+    DEVICE_TO_HOST,
+    HOST_TO_DEVICE,
+    PEER,
+    Capabilities,
+    Copy,
+    Driver,
+    KernelInfo,
+    Launch,
+    PointerInfo,
+    ProfileRecord,
+    Telemetry,
+    offers,
+)
+from .dtype import BY_NAME
+from .errors import ArgumentError, HaianError, InternalError, InvalidHandle, OutOfRange
 
 __all__ = ["Leak", "Validated", "validate"]
 
@@ -27,7 +42,7 @@ class Leak:
     """Something still alive at ``close``.
 
     Attributes:
-        kind: ``memory``, ``stream``, ``event``, ``module``.
+        kind: ``memory``, ``pinned``, ``stream``, ``event``, ``module``, ``graph``, ``comm``.
         handle: the address or handle.
         device: number within the driver.
         nbytes: of memory, else 0.
@@ -100,6 +115,7 @@ class _Handle:
     where: str
     parent: int = 0  # a kernel's module
     timing: bool = True  # an event's
+    world: int = 1  # a communicator's ranks
 
 
 def validate(driver: Driver) -> Validated:
@@ -121,6 +137,8 @@ class Validated(Driver):
         self._count = inner.device_count()
         self._facts: dict[int, Capabilities] = {}
         self._memory: dict[int, _Ranges] = {d: _Ranges() for d in range(self._count)}
+        self._pinned: dict[int, _Ranges] = {d: _Ranges() for d in range(self._count)}
+        self._shared: dict[int, set[int]] = {d: set() for d in range(self._count)}  # other processes' memory; its size is not known
         # Freed ranges, oldest first: base: (bytes, where freed).
         self._graves: dict[int, dict[int, tuple[int, str]]] = {d: {} for d in range(self._count)}
         self._handles: dict[tuple[str, int], _Handle] = {}  # by (kind, handle): drivers number each kind for itself
@@ -130,6 +148,10 @@ class Validated(Driver):
         if name == "inner":  # not set yet
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+    def offers(self, group: str) -> bool:
+        """The inner driver's answer."""
+        return offers(self.inner, group)
 
     # ---- core ------------------------------------------------------------------------------------------------------
     def device_count(self) -> int:
@@ -162,7 +184,7 @@ class Validated(Driver):
         with self._lock:
             for r in self._memory[device]:
                 self._bury(r, "reset")
-            self._memory[device] = _Ranges()
+            self._memory[device], self._pinned[device], self._shared[device] = _Ranges(), _Ranges(), set()
             for key in [k for k, h in self._handles.items() if h.device == device]:
                 del self._handles[key]
                 self._gone[key] = "reset"
@@ -191,15 +213,24 @@ class Validated(Driver):
 
     def free(self, device: int, address: int) -> None:
         self._device(device, "free")
-        with self._lock:
-            if address not in self._memory[device]:
+        where = _where()
+        with self._lock:  # out of the table first: as soon as the driver has it back, another thread may be given the address
+            ranges = self._pinned[device] if address in self._pinned[device] else self._memory[device]
+            if address not in ranges:
                 raise InvalidHandle(f"{self.name}: free of {address:#x}: {self._what(device, address)}; free each base address once")
-            live = self._memory[device]._by_base[address].inner
+            live = ranges._by_base[address].inner
             if live is not None and any(True for _ in live):
                 raise InternalError(f"{self.name}: free of the segment {address:#x} that still has live blocks")
-        self.inner.free(device, address)
-        with self._lock:
-            self._bury(self._memory[device].pop(address), _where())
+            gone = ranges.pop(address)
+            if ranges is self._memory[device]:
+                self._bury(gone, where)
+        try:
+            self.inner.free(device, address)
+        except HaianError:  # Busy, lost: it is still there
+            with self._lock:
+                ranges.add(gone)
+                self._graves[device].pop(address, None)
+            raise
 
     def copy(self, device: int, desc: Copy, stream: int = 0) -> None:
         self._device(device, "copy")
@@ -245,6 +276,38 @@ class Validated(Driver):
         if not 0 <= free <= total:
             raise InternalError(f"{self.name}: mem_info gave {free} free of {total}")
         return free, total
+
+    def host_alloc(self, device: int, nbytes: int, managed: bool = False) -> int:
+        self._device(device, "host_alloc")
+        if nbytes <= 0:
+            raise ArgumentError(f"{self.name}: host_alloc of {nbytes} bytes; needs at least 1")
+        address = self.inner.host_alloc(device, nbytes, managed)
+        if address <= 0:
+            raise InternalError(f"{self.name}: host_alloc gave {address:#x}; needs an address above 0")
+        with self._lock:  # managed memory is the device's too: kernels and copies on it may touch it
+            (self._memory if managed else self._pinned)[device].add(_Range(address, nbytes, device, _where()))
+            self._graves[device].pop(address, None)
+        return address
+
+    def host_register(self, device: int, address: int, nbytes: int) -> None:
+        self._device(device, "host_register")
+        if not address or nbytes <= 0:
+            raise ArgumentError(f"{self.name}: host_register of {nbytes} bytes at {address:#x}; needs an address and at least 1 byte")
+        self.inner.host_register(device, address, nbytes)
+
+    def host_unregister(self, device: int, address: int) -> None:
+        self._device(device, "host_unregister")
+        self.inner.host_unregister(device, address)
+
+    def ptr_info(self, device: int, address: int) -> PointerInfo:
+        self._device(device, "ptr_info")
+        return self.inner.ptr_info(device, address)
+
+    def pool_trim(self, device: int, keep_bytes: int = 0) -> int:
+        self._device(device, "pool_trim")
+        if keep_bytes < 0:
+            raise ArgumentError(f"{self.name}: pool_trim to {keep_bytes} bytes; needs 0 or more")
+        return self.inner.pool_trim(device, keep_bytes)
 
     # ---- blocks within an allocation: the caching allocator tells, so that bounds are those of the block ------------
     def pool(self, device: int, address: int) -> None:
@@ -377,8 +440,175 @@ class Validated(Driver):
                 self._bounds(device, int(value), 1, f"launch argument {i} points to")
         self.inner.launch(device, desc, stream)
 
+    def kernel_info(self, kernel: int) -> KernelInfo:
+        self._known("kernel", kernel)
+        return self.inner.kernel_info(kernel)
+
+    # ---- graphs ----------------------------------------------------------------------------------------------------
+    def graph_begin(self, stream: int) -> None:
+        self._known("stream", stream)
+        self.inner.graph_begin(stream)
+
+    def graph_end(self, stream: int, abort: bool = False) -> int:
+        device = self._known("stream", stream).device
+        handle = self.inner.graph_end(stream, abort)
+        return 0 if abort else self._new("graph", device, handle)
+
+    def graph_instantiate(self, graph: int) -> int:
+        device = self._known("graph", graph).device
+        return self._new("graph", device, self.inner.graph_instantiate(graph))
+
+    def graph_launch(self, executable: int, stream: int) -> None:
+        self._stream(stream, self._known("graph", executable).device)
+        self.inner.graph_launch(executable, stream)
+
+    def graph_destroy(self, graph: int) -> None:
+        self._known("graph", graph)
+        self._end("graph", graph)
+        self.inner.graph_destroy(graph)
+
+    # ---- communicators -----------------------------------------------------------------------------------------------
+    def comm_unique_id(self) -> bytes:
+        return self.inner.comm_unique_id()
+
+    def comm_init(self, device: int, world: int, rank: int, unique_id: bytes) -> int:
+        self._device(device, "comm_init")
+        if world < 1 or not 0 <= rank < world:
+            raise ArgumentError(f"{self.name}: comm_init of rank {rank} of {world}; ranks count from 0")
+        handle = self._new("comm", device, self.inner.comm_init(device, world, rank, unique_id))
+        self._handles["comm", handle].world = world
+        return handle
+
+    def comm_destroy(self, comm: int) -> None:
+        self._known("comm", comm)
+        self._end("comm", comm)
+        self.inner.comm_destroy(comm)
+
+    def comm_abort(self, comm: int) -> None:
+        self._known("comm", comm)
+        self.inner.comm_abort(comm)
+
+    def comm_all_reduce(self, comm: int, send: int, recv: int, count: int, dtype: str, op: str, stream: int) -> None:
+        self._collective("all_reduce", comm, stream, count, dtype, ((send, 1), (recv, 1)), op)
+        self.inner.comm_all_reduce(comm, send, recv, count, dtype, op, stream)
+
+    def comm_all_gather(self, comm: int, send: int, recv: int, count: int, dtype: str, stream: int) -> None:
+        self._collective("all_gather", comm, stream, count, dtype, ((send, 1), (recv, 0)))
+        self.inner.comm_all_gather(comm, send, recv, count, dtype, stream)
+
+    def comm_reduce_scatter(self, comm: int, send: int, recv: int, count: int, dtype: str, op: str, stream: int) -> None:
+        self._collective("reduce_scatter", comm, stream, count, dtype, ((send, 0), (recv, 1)), op)
+        self.inner.comm_reduce_scatter(comm, send, recv, count, dtype, op, stream)
+
+    def comm_broadcast(self, comm: int, send: int, recv: int, count: int, dtype: str, root: int, stream: int) -> None:
+        world = self._known("comm", comm).world
+        if not 0 <= root < world:
+            raise ArgumentError(f"{self.name}: broadcast from rank {root}; there are {world}")
+        self._collective("broadcast", comm, stream, count, dtype, ((recv, 1),))  # send is read on the root only
+        self.inner.comm_broadcast(comm, send, recv, count, dtype, root, stream)
+
+    def comm_send(self, comm: int, send: int, count: int, dtype: str, peer: int, stream: int) -> None:
+        self._collective("send", comm, stream, count, dtype, ((send, 1),), peer=peer)
+        self.inner.comm_send(comm, send, count, dtype, peer, stream)
+
+    def comm_recv(self, comm: int, recv: int, count: int, dtype: str, peer: int, stream: int) -> None:
+        self._collective("recv", comm, stream, count, dtype, ((recv, 1),), peer=peer)
+        self.inner.comm_recv(comm, recv, count, dtype, peer, stream)
+
+    def comm_group_begin(self, comm: int) -> None:
+        self._known("comm", comm)
+        self.inner.comm_group_begin(comm)
+
+    def comm_group_end(self, comm: int) -> None:
+        self._known("comm", comm)
+        self.inner.comm_group_end(comm)
+
+    def comm_async_error(self, comm: int) -> None:
+        self._known("comm", comm)
+        self.inner.comm_async_error(comm)
+
+    def _collective(self, what: str, comm: int, stream: int, count: int, dtype: str, sides: Sequence[tuple[int, int]], op: str = "sum",
+                    peer: int = 0) -> None:
+        """sides: (address, parts) of ``count`` elements each; 0 parts stand for one a rank."""
+        known = self._known("comm", comm)
+        self._stream(stream, known.device)
+        if dtype not in BY_NAME or count < 0:
+            raise ArgumentError(f"{self.name}: {what} of {count} elements of {dtype!r}; needs 0 or more, of a dtype of haian")
+        if op not in ("sum", "prod", "max", "min", "avg"):
+            raise ArgumentError(f"{self.name}: {what} with {op!r}; needs sum, prod, max, min or avg")
+        if not 0 <= peer < known.world:
+            raise ArgumentError(f"{self.name}: {what} with rank {peer}; there are {known.world}")
+        nbytes = count * BY_NAME[dtype].itemsize
+        for address, parts in sides:
+            if nbytes:
+                self._bounds(known.device, address, nbytes * (parts or known.world), f"{what} of")
+
+    # ---- sharing, profiling, sensors, operators --------------------------------------------------------------------------
+    def ipc_export(self, device: int, address: int) -> bytes:
+        self._device(device, "ipc_export")
+        with self._lock:
+            if address not in self._memory[device]:
+                raise InvalidHandle(f"{self.name}: ipc_export of {address:#x}: {self._what(device, address)}; give a base address")
+        return self.inner.ipc_export(device, address)
+
+    def ipc_open(self, device: int, handle: bytes) -> int:
+        self._device(device, "ipc_open")
+        address = self.inner.ipc_open(device, handle)
+        with self._lock:
+            self._shared[device].add(address)
+        return address
+
+    def ipc_close(self, device: int, address: int) -> None:
+        self._device(device, "ipc_close")
+        with self._lock:
+            if address not in self._shared[device]:
+                raise InvalidHandle(f"{self.name}: ipc_close of {address:#x}, which ipc_open did not give or ipc_close took already")
+            self._shared[device].discard(address)
+        self.inner.ipc_close(device, address)
+
+    def ipc_event_export(self, event: int) -> bytes:
+        self._known("event", event)
+        return self.inner.ipc_event_export(event)
+
+    def ipc_event_open(self, device: int, handle: bytes) -> int:
+        self._device(device, "ipc_event_open")
+        return self._new("event", device, self.inner.ipc_event_open(device, handle))
+
+    def prof_start(self, device: int) -> None:
+        self._device(device, "prof_start")
+        self.inner.prof_start(device)
+
+    def prof_stop(self, device: int) -> None:
+        self._device(device, "prof_stop")
+        self.inner.prof_stop(device)
+
+    def prof_drain(self, device: int) -> list[ProfileRecord]:
+        self._device(device, "prof_drain")
+        return self.inner.prof_drain(device)
+
+    def telemetry(self, device: int) -> Telemetry:
+        self._device(device, "telemetry")
+        return self.inner.telemetry(device)
+
+    def op_query(self, device: int, name: str, dtypes: Sequence[str], contiguous: bool) -> str:
+        self._device(device, "op_query")
+        return self.inner.op_query(device, name, dtypes, contiguous)
+
+    def op_run(self, device: int, name: str, inputs: Sequence[object], outputs: Sequence[object], attrs: dict[str, object],
+               stream: int = 0) -> None:
+        self._device(device, "op_run")
+        self._stream(stream, device)
+        self.inner.op_run(device, name, inputs, outputs, attrs, stream)
+
     def kernels(self) -> Sequence[object]:
         return self.inner.kernels()
+
+    # ---- begin -----------------------------------------------------------------------------------------------------
+    def init(self) -> None:
+        self.inner.init()
+
+    def fini(self) -> None:
+        self.inner.fini()
 
     # ---- the end ---------------------------------------------------------------------------------------------------
     def leaks(self) -> list[Leak]:
@@ -387,6 +617,7 @@ class Validated(Driver):
             found = [Leak("memory", r.base, r.device, r.nbytes, r.where)
                      for ranges in self._memory.values() for outer in ranges
                      for r in (outer.inner if outer.inner is not None else [outer])]
+            found += [Leak("pinned", r.base, r.device, r.nbytes, r.where) for ranges in self._pinned.values() for r in ranges]
             found += [Leak(kind, handle, h.device, 0, h.where) for (kind, handle), h in self._handles.items() if kind != "kernel"]
             return found
 
@@ -408,6 +639,8 @@ class Validated(Driver):
                 r = r.inner.at(address)
             if r is None:
                 if self.props(device).host_access and not self._grave(device, address) and self._memory[device].at(address) is None:
+                    return
+                if self._shared[device] and not self._grave(device, address):
                     return
                 raise InvalidHandle(f"{self.name}: {what} {address:#x}: {self._what(device, address)}")
             if address + nbytes > r.base + r.nbytes:
