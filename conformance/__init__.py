@@ -4,7 +4,7 @@
     print(conformance.run("cuda:0", level="core", report="report"))
 
 cases.py what is tried, compare.py when it is right, runner.py how it is run, report.py what is said, mutants.py how much the
-suite is worth.
+suite is worth.  hal_checks/ and hal_runner.py: the same for drivers, ``conformance.run("sim:0", suite="hal")``.
 """
 from __future__ import annotations
 
@@ -23,9 +23,13 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
 
 
-def list_cases(level: str = "core", ops: str | tuple[str, ...] = "") -> list[str]:
+def list_cases(level: str = "core", ops: str | tuple[str, ...] = "", suite: str = "ops") -> list[str]:
     """The ids of a level's cases, of the operators or ids that match ``ops`` (comma separated patterns)."""
     from .cases import cases
     from .runner import patterns
 
+    if suite == "hal":
+        from .hal_runner import hal_cases
+
+        return [c.id for c in hal_cases("" if level == "core" else level, patterns(ops))]
     return [c.id for c in cases(level, patterns(ops))]

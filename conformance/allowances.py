@@ -1,6 +1,7 @@
 """What a vendor says in adapters/<vendor>/conformance.toml: gaps, expected failures, tolerances, declared precision.
 
-Everything said there stands on top of the report.  Patterns are case ids (``softmax/f64/*``) or operator names (``mm*``).
+Everything said there stands on top of the report.  Patterns are case ids (``softmax/f64/*``) or operator names (``mm*``); checks of the HAL suite are meant by id or number
+(``hal/34_peer/*``, ``34``).
 
     adapter = "mychip"
 
@@ -26,11 +27,14 @@ import importlib.util
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..hal.errors import ArgumentError
 from .cases import Case, matching
 from .compare import REDUCED
+
+if TYPE_CHECKING:
+    from .hal_runner import HalCase
 
 __all__ = ["Allowances", "Rule", "load", "read"]
 
@@ -57,18 +61,18 @@ class Allowances:
     tolerance: tuple[Rule, ...] = ()
     precision: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def missing(self, case: Case) -> str:
+    def missing(self, case: Case | HalCase) -> str:
         """Why the vendor does not offer a case, "" where it does."""
         rule = _first(self.not_offered, case)
         return rule.reason if rule else ""
 
-    def failure(self, case: Case, today: datetime.date | None = None) -> str:
+    def failure(self, case: Case | HalCase, today: datetime.date | None = None) -> str:
         """Why a case is expected to fail; "" where it is not, or no longer."""
         day = today or datetime.date.today()
         rule = _first([r for r in self.expected_failure if r.until and day <= r.until], case)
         return f"{rule.reason} (until {rule.until})" if rule else ""
 
-    def factor(self, case: Case) -> float:
+    def factor(self, case: Case | HalCase) -> float:
         rule = _first(self.tolerance, case)
         return rule.factor if rule else 1.0
 
@@ -91,8 +95,8 @@ class Allowances:
         return rows + [{"kind": "precision", "cases": k, "what": v} for k, v in self.precision.items()]
 
 
-def _first(rules: Iterable[Rule], case: Case) -> Rule | None:
-    return next((r for r in rules if matching(case, (r.cases,))), None)
+def _first(rules: Iterable[Rule], case: Case | HalCase) -> Rule | None:
+    return next((r for r in rules if (matching(case, (r.cases,)) if isinstance(case, Case) else case.matches(r.cases))), None)
 
 
 def read(path: Path) -> Allowances:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-__all__ = ["LEVELS", "granted", "included"]
+__all__ = ["HAL_LEVELS", "LEVELS", "granted", "granted_hal", "hal_level", "included"]
 
 LEVELS = ("core", "inference", "training", "llm", "full")
+
+# of the HAL suite: loads (checks 1 to 13), core (all C), asynchronous (all C and S), and then the optional groups it has
+HAL_LEVELS = ("L0", "L1", "L2", "L3")
 
 
 def included(level: str) -> tuple[str, ...]:
@@ -45,5 +48,45 @@ def granted(lines: Iterable[Mapping[str, object]], expected: Mapping[str, int]) 
         if level in trouble:
             return best, f"{level}: {trouble[level]}"
         if expected.get(level, 0) or best:
+            best = level
+    return best, ""
+
+
+def hal_level(number: int, letter: str) -> str:
+    """The level a HAL check belongs to; "" for P, which no level asks for."""
+    return "L0" if number <= 13 else {"C": "L1", "S": "L2", "X": "L3"}.get(letter, "")
+
+
+def granted_hal(lines: Iterable[Mapping[str, object]], expected: Mapping[str, int]) -> tuple[str, str]:
+    """The level that results of the HAL suite grant ("" for none), and why not the next one.
+
+    L0 to L2 need every check of theirs run and passed; one that is not offered counts against them unless its line says
+    ``exempt`` (it is about a C table, or a second device).  L3 names the optional checks that passed, "L3 (pinned, prof)";
+    those not offered are merely not named, one that failed denies it.
+    """
+    seen: dict[str, int] = dict.fromkeys(HAL_LEVELS, 0)
+    trouble: dict[str, str] = {}
+    named: dict[str, bool] = {}
+    for line in lines:
+        level, result, case = str(line["level"]), str(line["result"]), str(line["id"])
+        if level not in seen:
+            continue
+        seen[level] += 1
+        absent = result == "not-offered"
+        if result != "pass" and not (absent and (level == "L3" or line.get("exempt"))):
+            trouble.setdefault(level, f"{case}: {result}")
+        if level == "L3":
+            name = case.split("/")[1].partition("_")[2]
+            named[name] = named.get(name, True) and result == "pass"
+    best = ""
+    for level in HAL_LEVELS:
+        if seen[level] < expected.get(level, 0):
+            return best, f"{level}: {seen[level]} of {expected[level]} checks run"
+        if level in trouble:
+            return best, f"{level}: {trouble[level]}"
+        if level == "L3":
+            passed = sorted(n for n, holds in named.items() if holds)
+            return (f"L3 ({', '.join(passed)})", "") if passed else (best, "L3: no optional group is offered")
+        if expected.get(level, 0):
             best = level
     return best, ""

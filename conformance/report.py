@@ -17,7 +17,7 @@ from ..hal.errors import ArgumentError
 from ..kernels.ops import OPS
 from ..reporting.page import Cell, Facts, Note, Section, Table, Text, render
 from .cases import SUITE_VERSION, counts, digest
-from .levels import granted
+from .levels import granted, granted_hal
 
 __all__ = ["diff", "read", "verify", "write"]
 
@@ -39,7 +39,7 @@ _SAID = {
 def write(folder: Path, header: dict[str, Any], lines: Sequence[dict[str, Any]], seconds: float) -> Path:
     """Write report.jsonl, report.xml and index.html; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    level, why = granted(lines, header["expected"])
+    level, why = _grant(header, lines, header["expected"])
     footer = {
         "kind": "footer",
         "level_granted": level,
@@ -54,6 +54,13 @@ def write(folder: Path, header: dict[str, Any], lines: Sequence[dict[str, Any]],
     page = folder / "index.html"
     page.write_text(_page(header, lines, seconds, level, why), encoding="utf-8")
     return page
+
+
+def _grant(header: dict[str, Any], lines: Sequence[dict[str, Any]], expected: dict[str, int]) -> tuple[str, str]:
+    """(level, why not more) by the rules of the header's suite."""
+    if header.get("absent"):
+        return "", f"not present: {header['absent']}"
+    return (granted_hal if header["suite"] == "hal" else granted)(lines, expected)
 
 
 # ---- JUnit ------------------------------------------------------------------------------------------------------------------
@@ -142,21 +149,54 @@ def _page(header: dict[str, Any], lines: Sequence[dict[str, Any]], seconds: floa
                 ],
             )
         )
-    sections += [
-        Section(Text("Operators", "算子"), [_by(lines, "op", Text("operator", "算子"))]),
-        Section(Text("Error classes", "误差类别"), [_by_class(lines)]),
-        Section(Text("Element types", "数据类型"), [_by(lines, "dtype", Text("element type", "数据类型"))]),
-        Section(Text("Closest passes", "最接近上限的通过"), [_closest(lines)], folded=True),
-        Section(Text("Not offered and expected failures", "不支持与预期失败"), [_others(lines)], folded=True),
-    ]
+    if header["suite"] == "hal":
+        sections += [
+            Section(Text("Checks", "检查"), [_checks(lines)]),
+            Section(Text("By subject", "按主题"), [_by(lines, "op", Text("subject", "主题"))]),
+            Section(Text("By level", "按级别"), [_by(lines, "level", Text("level", "级别"))]),
+        ]
+    else:
+        sections += _of_operators(lines)
+    sections.append(Section(Text("Not offered and expected failures", "不支持与预期失败"), [_others(lines)], folded=True))
     return render(
         Text(f"haian conformance: {header['device']}", f"haian 一致性测试:{header['device']}"),
         sections,
         Text(
-            f"{len(lines)} cases, suite {header['suite_version']}, {header['started']}",
-            f"{len(lines)} 个用例,套件 {header['suite_version']},{header['started']}",
+            f"{len(lines)} cases, suite {header['suite']} {header['suite_version']}, {header['started']}",
+            f"{len(lines)} 个用例,套件 {header['suite']} {header['suite_version']},{header['started']}",
         ),
     )
+
+
+def _of_operators(lines: Sequence[dict[str, Any]]) -> list[Section]:
+    return [
+        Section(Text("Operators", "算子"), [_by(lines, "op", Text("operator", "算子"))]),
+        Section(Text("Error classes", "误差类别"), [_by_class(lines)]),
+        Section(Text("Element types", "数据类型"), [_by(lines, "dtype", Text("element type", "数据类型"))]),
+        Section(Text("Closest passes", "最接近上限的通过"), [_closest(lines)], folded=True),
+    ]
+
+
+def _checks(lines: Sequence[dict[str, Any]]) -> Table:
+    """One row a check of the HAL suite, its result without and with validation side by side."""
+    from .hal_checks.check import load_checks
+
+    titles = {c.id(mode): c.title for c in load_checks().values() for mode in c.modes}
+    rows: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for line in lines:
+        rows[line["id"].rpartition("/")[0]][line["dtype"]] = line
+
+    def cell(line: dict[str, Any] | None) -> Cell:
+        return Cell(_SAID[line["result"]], _KIND[line["result"]]) if line else Cell("-", "")
+
+    return Table(
+        [Text("check", "检查"), Text("what", "内容"), Text("kind", "类别"), Text("level", "级别"), Text("bare", "无校验层"), Text("validated", "有校验层"),
+         Text("ms", "毫秒")],
+        [[k.removeprefix("hal/"), titles.get(next(iter(r.values()))["id"], ""), next(iter(r.values()))["kind"], next(iter(r.values()))["level"] or "-",
+          cell(r.get("off")), cell(r.get("on")), f"{max(x['ns'] for x in r.values()) * 1e-6:.1f}"] for k, r in rows.items()],
+        (6,),
+        True,
+    )  # fmt: skip
 
 
 def _declared(header: dict[str, Any]) -> list[object]:
@@ -174,7 +214,7 @@ def _declared(header: dict[str, Any]) -> list[object]:
         )
     if header.get("flushes_subnormals"):
         found.append(Note(Text("Declared: subnormal numbers are flushed to zero.", "声明:次正规数被置零。"), "warn"))
-    if header["device"].startswith("sim"):
+    if header["device"].startswith("sim") and header["suite"] == "ops":
         found.append(
             Note(
                 Text(
@@ -203,13 +243,24 @@ def _facts(header: dict[str, Any], seconds: float) -> list[tuple[object, object]
     pairs: list[tuple[object, object]] = [
         (Text("device", "设备"), f"{header['device']} ({header.get('model')})"),
         (Text("level asked", "请求级别"), header["level"]),
-        (Text("compiler", "编译器"), header["compiler"]),
-        (Text("image format", "镜像格式"), header.get("image_format") or "-"),
         (Text("suite", "套件"), f"{header['suite_version']} ({header['cases']})"),
         (Text("seed", "种子"), header["seed"]),
         (Text("host", "主机"), f"{header['host']}, Python {header['python']}, NumPy {header['numpy']}"),
         (Text("time", "用时"), f"{seconds:.1f} s"),
     ]
+    if header["suite"] == "hal":
+        pairs[1:1] = [
+            (Text("driver", "驱动"), f"{header.get('driver')} {header.get('driver_version')}, {header.get('vendor')}"),
+            (Text("adapter file", "适配器文件"), header.get("adapter_path") or "Python"),
+            (Text("groups offered", "提供的功能组"), ", ".join(header.get("groups", ())) or "-"),
+            (Text("asynchronous", "异步"), Text("yes", "是") if header.get("async") else Text("no", "否")),
+            (Text("validation", "校验层"), ", ".join(header["validation"])),
+        ]
+    else:
+        pairs[1:1] = [
+            (Text("compiler", "编译器"), header["compiler"]),
+            (Text("image format", "镜像格式"), header.get("image_format") or "-"),
+        ]
     if header["ops"] or header["shard"] != [1, 1]:
         pairs.append(
             (
@@ -337,9 +388,15 @@ def verify(report: str | os.PathLike[str]) -> tuple[str, bool]:
     """
     header, lines, footer = read(report)
     problems = []
-    if (header["suite_version"], header["cases"]) != (SUITE_VERSION, digest()):
+    if header.get("suite") == "hal":
+        from .hal_runner import HAL_VERSION, hal_counts, hal_digest
+
+        version, names, expected = HAL_VERSION, hal_digest(), hal_counts()
+    else:
+        version, names, expected = SUITE_VERSION, digest(), counts()
+    if (header["suite_version"], header["cases"]) != (version, names):
         problems.append(
-            f"made by suite {header['suite_version']} ({header['cases']}), this is {SUITE_VERSION} ({digest()}); "
+            f"made by suite {header['suite_version']} ({header['cases']}), this is {version} ({names}); "
             "verify it with that version"
         )
     repeated = [k for k, n in Counter(line["id"] for line in lines).items() if n > 1]
@@ -347,7 +404,7 @@ def verify(report: str | os.PathLike[str]) -> tuple[str, bool]:
         problems.append(f"case {repeated[0]} stands there {len(repeated) + 1} times or more")
     if not footer:
         problems.append("the run did not finish: no footer line; continue it with --resume")
-    level, why = granted(lines, counts())
+    level, why = _grant(header, lines, expected)
     claimed = footer.get("level_granted", "")
     if footer and claimed != level:
         problems.append(f"claims level {claimed or 'none'}, its lines give {level or 'none'} ({why})")

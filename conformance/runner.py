@@ -21,26 +21,30 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..hal.errors import ArgumentError, HaianError
 from . import allowances
 from .allowances import Allowances
 from .cases import SUITE_VERSION, Case, cases, counts, digest, find
 from .checks import run_case
-from .levels import granted
+from .levels import granted, granted_hal
 from .target import DeviceTarget, Target
 
-__all__ = ["RESULTS", "Summary", "parse_shard", "patterns", "run", "run_in_process"]
+if TYPE_CHECKING:
+    from .hal_runner import HalCase
+
+__all__ = ["BAD", "RESULTS", "Child", "Summary", "done", "lines_of", "parse_shard", "patterns", "record", "run", "run_in_process", "summarise"]
 
 RESULTS = ("pass", "fail", "crash", "timeout", "not-offered", "xfail", "xpass")
 BAD = ("fail", "crash", "timeout", "xpass")
+TIMEOUT_S = 60.0  # a case's, unless the caller says otherwise
 START_S = 120.0  # a child may import, find devices and compile its first kernel in this time
 
 
 @dataclass
 class Summary:
-    """What a run came to.  level: the highest granted; why: what kept the next one."""
+    """What a run came to.  level: the highest granted; why: what kept the next one; present: there is such a device."""
 
     device: str
     counts: dict[str, int]
@@ -50,13 +54,16 @@ class Summary:
     report: str = ""
     failures: list[dict[str, Any]] = field(default_factory=list)
     fallbacks: dict[str, int] = field(default_factory=dict)
+    present: bool = True
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed, crashed, hung or passed unexpectedly."""
-        return not any(self.counts.get(r) for r in BAD)
+        """Whether something was run, and nothing failed, crashed, hung or passed unexpectedly."""
+        return self.present and not any(self.counts.get(r) for r in BAD)
 
     def __str__(self) -> str:
+        if not self.present:
+            return f"{self.device}: not present ({self.why}); nothing was checked"
         said = ", ".join(f"{n} {r}" for r, n in self.counts.items() if n)
         level = f"level {self.level} granted" if self.level else "no level granted"
         fell = f"; {sum(self.fallbacks.values())} calls fell back to the host" if self.fallbacks else ""
@@ -107,10 +114,14 @@ def _serve(
 
 
 class Child:
-    """One warm process that runs cases."""
+    """One warm process that runs cases.
 
-    def __init__(self, make: Callable[..., Target], arguments: tuple, seed: int, allowed: Allowances) -> None:
-        self._spec = (make, arguments, seed, allowed)
+    ``serve(connection, stacks, *arguments)`` runs in it: it sends {"facts": ...} or {"error": ...}, then answers every
+    (id, factor, seconds) it receives with a line; ``stacks`` is the file that faulthandler writes to.
+    """
+
+    def __init__(self, serve: Callable[..., None], arguments: tuple) -> None:
+        self._serve, self._arguments = serve, arguments
         self._folder = tempfile.TemporaryDirectory(prefix="haian-")
         self._stacks = os.path.join(self._folder.name, "stacks")
         self.facts: dict[str, Any] = {}
@@ -119,7 +130,7 @@ class Child:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would inherit driver state that drivers do not survive
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._stacks, *self._spec), daemon=True)
+        self._process = context.Process(target=self._serve, args=(theirs, self._stacks, *self._arguments), daemon=True)
         self._process.start()
         theirs.close()
         answer = self._answer(START_S)
@@ -139,7 +150,7 @@ class Child:
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             return {"result": "crash", "message": f"the process died: {how}"}
 
-    def run(self, case: Case, factor: float, timeout_s: float) -> dict[str, Any]:
+    def run(self, case: Case | HalCase, factor: float, timeout_s: float) -> dict[str, Any]:
         self._pipe.send((case.id, factor, timeout_s))
         line = self._answer(timeout_s)
         if line["result"] == "timeout":
@@ -164,8 +175,8 @@ class Child:
 
 
 # ---- the parent -----------------------------------------------------------------------------------------------------------
-def _lines(
-    chosen: Iterable[Case], ask: Callable[[Case, float], dict[str, Any]], allowed: Allowances
+def lines_of(
+    chosen: Iterable[Any], ask: Callable[[Any, float], dict[str, Any]], allowed: Allowances
 ) -> Iterator[dict[str, Any]]:
     """One result line a case, with the vendor's allowances applied."""
     for case in chosen:
@@ -237,7 +248,7 @@ def _compiler() -> str:
         return "none"
 
 
-def _done(path: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def done(path: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Lines of an earlier, cut-off run of the same suite, device and seed, by id.
 
     Raises:
@@ -278,7 +289,7 @@ def run(
     report: str | os.PathLike[str] = "",
     suite: str = "ops",
     seed: int = 0,
-    timeout_s: float = 60.0,
+    timeout_s: float = 0.0,
     quiet: bool = False,
     make: Callable[..., Target] = DeviceTarget,
     arguments: tuple | None = None,
@@ -286,25 +297,32 @@ def run(
     """Run the suite on a device and write the report.
 
     Args:
-        device: ``"cuda:0"``.
-        level: core, inference, training, llm or full; each includes the ones before.
+        device: ``"cuda:0"``; in the suite ``hal`` also an adapter's file, ``"/opt/x/libx.so:0"``.
+        level: core, inference, training, llm or full; each includes the ones before.  In the suite ``hal``: L0, L1, L2 or
+            L3, and ``core`` stands for everything.
         ops: patterns of operators or case ids, a sequence or comma separated; none: all.
         case: only the case with this id, whatever its level.
         shard: ``"3/8"``: every eighth case, from the third; "" all of them.
         resume: continue the run whose report folder this is.
         report: folder for report.jsonl, report.xml and index.html; "": nothing is written.
-        suite: ``ops``.
+        suite: ``ops`` (the operators) or ``hal`` (the driver).
         seed: of all inputs.
-        timeout_s: seconds a case may take.
+        timeout_s: seconds a case may take; 0: 60 for operators, 20 for checks of a driver.
         make, arguments: a Target other than the device (``make`` must be importable by name); for implementations.
 
     Raises:
         ArgumentError: an argument out of its range, no such device.
     """
-    if suite != "ops":
-        raise ArgumentError(f"conformance: suite {suite!r}; this version has the suite 'ops'")
-    start = time.perf_counter()
     pair, wanted = parse_shard(shard) if shard else (1, 1), patterns(ops)
+    if suite == "hal":
+        from . import hal_runner
+
+        return hal_runner.run_device(device, level="" if level == "core" else level, patterns=wanted, case=case, shard=pair, resume=resume,
+                                     report=report, seed=seed, timeout_s=timeout_s or hal_runner.TIMEOUT_S, quiet=quiet)
+    if suite != "ops":
+        raise ArgumentError(f"conformance: suite {suite!r}; there are 'ops' and 'hal'")
+    start = time.perf_counter()
+    timeout_s = timeout_s or TIMEOUT_S
     try:
         chosen = [find(case)] if case else cases(level, wanted, pair)
     except (ValueError, KeyError) as error:
@@ -312,19 +330,19 @@ def run(
     if not chosen:
         raise ArgumentError(f"conformance: no case matches {', '.join(wanted)}; `haian conformance list` prints them")
     allowed = allowances.load(device)
-    child = Child(make, (device,) if arguments is None else arguments, seed, allowed)
+    child = Child(_serve, (make, (device,) if arguments is None else arguments, seed, allowed))
     try:
         header = _header(device, level, seed, child.facts, allowed, (case,) if case else wanted, pair, len(chosen))
         folder = Path(report) if report else None
-        earlier = _done(folder / "report.jsonl", header) if folder and resume else {}
-        fresh = _lines(
+        earlier = done(folder / "report.jsonl", header) if folder and resume else {}
+        fresh = lines_of(
             [c for c in chosen if c.id not in earlier], lambda c, factor: child.run(c, factor, timeout_s), allowed
         )
         kept = [earlier[c.id] for c in chosen if c.id in earlier]
-        lines = kept + _record(fresh, folder, header, kept, len(chosen), quiet, device)
+        lines = kept + record(fresh, folder, header, kept, len(chosen), quiet, device)
     finally:
         child.close()
-    summary = _summary(device, header, lines, time.perf_counter() - start)
+    summary = summarise(device, header, lines, time.perf_counter() - start)
     if folder:
         from . import report as pages
 
@@ -332,9 +350,9 @@ def run(
     return summary
 
 
-def _summary(device: str, header: dict[str, Any], lines: list[dict[str, Any]], seconds: float) -> Summary:
+def summarise(device: str, header: dict[str, Any], lines: list[dict[str, Any]], seconds: float) -> Summary:
     tally = Counter(line["result"] for line in lines)
-    level, why = granted(lines, header["expected"])
+    level, why = (granted_hal if header["suite"] == "hal" else granted)(lines, header["expected"])
     fallen: Counter[str] = Counter()
     for line in lines:
         fallen[line["op"]] += line["fallbacks"]
@@ -349,7 +367,7 @@ def _summary(device: str, header: dict[str, Any], lines: list[dict[str, Any]], s
     )
 
 
-def _record(
+def record(
     fresh: Iterator[dict[str, Any]],
     folder: Path | None,
     header: dict[str, Any],
@@ -439,7 +457,7 @@ def run_in_process(
 ) -> list[dict[str, Any]]:
     """The lines of a run in this process: for implementations that are Python objects, and for mutants."""
     lines = []
-    for line in _lines(
+    for line in lines_of(
         cases(level, ops) if chosen is None else chosen,
         lambda c, factor: run_case(c, target, seed, factor).line(),
         Allowances(),

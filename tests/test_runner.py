@@ -179,7 +179,7 @@ def test_shipped_rules_are_readable():
 
 def results(rules, ids, target):
     chosen = [find(i) for i in ids]
-    return [x["result"] for x in runner._lines(chosen, lambda c, factor: runner.run_case(c, target, 0, factor).line(), rules)]
+    return [x["result"] for x in runner.lines_of(chosen, lambda c, factor: runner.run_case(c, target, 0, factor).line(), rules)]
 
 
 def test_rules_change_results():

@@ -150,29 +150,32 @@ def ops_show(name: str) -> None:
 
 # ---- conformance ---------------------------------------------------------------------------------------------------------
 @conformance_app.command("run")
-def conformance_run(device: str = typer.Option("cpu:0", help="Device under test, such as cuda:0."),
-                    level: str = typer.Option("core", help="core, inference, training, llm or full."),
-                    suite: str = typer.Option("ops", help="ops (the operators) or hal."),
-                    ops: str = typer.Option("", help="Only these operators, comma separated patterns: 'softmax,mm*'."),
+def conformance_run(device: str = typer.Option("cpu:0", help="Device under test, such as cuda:0; with --suite hal also an adapter's file: /opt/x/libx.so:0."),
+                    level: str = typer.Option("core", help="core, inference, training, llm or full; with --suite hal L0, L1, L2 or L3, core is all."),
+                    suite: str = typer.Option("ops", help="ops (the operators) or hal (the driver: 72 checks)."),
+                    ops: str = typer.Option("", help="Only these operators or checks, comma separated patterns: 'softmax,mm*', '14,hal/3*'."),
                     case: str = typer.Option("", help="Only the case with this id."),
                     shard: str = typer.Option("", help="i/n: the i-th of n equal parts."),
                     resume: bool = typer.Option(False, help="Keep the results already in the report."),
                     report: str = typer.Option("", help="Folder for report.jsonl, report.xml and index.html."),
                     seed: int = typer.Option(0, help="Seed of the inputs."),
-                    timeout_s: float = typer.Option(120.0, help="Time limit of one case in seconds.")) -> None:
-    """Run the suite on a device; exit code 1 when a case fails."""
+                    timeout_s: float = typer.Option(0.0, help="Time limit of one case in seconds; 0: 60 for operators, 20 for checks.")) -> None:
+    """Run the suite on a device; exit code 1 when a case fails, 3 when there is no such device."""
     from .conformance import run
     summary = run(device, level=level, suite=suite, ops=ops, case=case, shard=shard, resume=resume, report=report, seed=seed, timeout_s=timeout_s)
     print(summary)
+    if not summary.present:
+        raise typer.Exit(ENVIRONMENT)
     if not summary.ok:
         raise typer.Exit(FINDINGS)
 
 
 @conformance_app.command("list")
-def conformance_list(level: str = "core", ops: str = "", as_json: bool = typer.Option(False, "--json")) -> None:
+def conformance_list(level: str = "core", ops: str = "", suite: str = typer.Option("ops", help="ops or hal."),
+                     as_json: bool = typer.Option(False, "--json")) -> None:
     """List the cases of a level by id."""
     from .conformance import list_cases
-    cases = list_cases(level=level, ops=ops)
+    cases = list_cases(level=level, ops=ops, suite=suite)
     print(json.dumps(cases, indent=1) if as_json else "\n".join(cases))
 
 
