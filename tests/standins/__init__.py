@@ -1,0 +1,41 @@
+"""Stand-in runtimes: shared libraries with a vendor's names, argument order, numbers and traps, and no vendor's hardware.
+
+What passes on them proves calling conventions, never a chip.
+"""
+from __future__ import annotations
+
+import shutil
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from .build import STANDINS, build
+
+if TYPE_CHECKING:
+    from haian.hal.driver import Driver
+
+__all__ = ["STANDINS", "build", "driver", "image", "library"]
+
+
+def driver(name: str, private: bool = False) -> Driver:
+    """A new driver of the adapter ``name`` over its stand-in: two devices of 64 MiB.
+
+    private: over a library of its own, so that what it breaks is broken for nobody else in this process.
+    """
+    module = import_module(f"haian.adapters.{name}")
+    path = build(name)
+    with TemporaryDirectory() as scratch:
+        made = getattr(module, module.__all__[0])(str(shutil.copy(path, scratch) if private else path))
+        made.device_count()  # opens it
+    return made
+
+
+def library(name: str) -> Path:
+    """The folder of a stand-in, under the vendor's file name: for tests of looking for it."""
+    return build(name).parent
+
+
+def image(*kernels: str) -> bytes:
+    """A module that the stand-ins load: some of axpy, increment, geometry, spin, fault (device.c says what they do)."""
+    return b"\x7fELFstandin:" + ",".join(kernels).encode()
