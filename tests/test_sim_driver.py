@@ -516,3 +516,160 @@ def test_persona_from_the_environment(monkeypatch):
     monkeypatch.setenv("HAIAN_SIM_PERSONA", "nobody")
     with pytest.raises(ArgumentError, match="no_fp64"):
         SimDriver()
+
+
+def test_kernel_info_comes_from_the_ttir(driver):
+    text = """module {
+  tt.func public @kinds(%a: !tt.ptr<bf16>, %b: !tt.ptr<i1>, %c: i64, %d: f64, %e: !tt.ptr<f8E5M2>) {
+    tt.return
+  }
+}
+"""
+    info = driver.kernel_info(kernel_of(driver, text, "kinds"))
+    assert (info.name, info.args, info.max_threads, info.registers) == ("kinds", ("*bf16", "*i1", "i64", "fp64", "*fp8e5"), 1024, -1)
+    a = driver.alloc(0, 64)
+    kernel = kernel_of(driver)
+    for threads in (0, -1, 1025):
+        with pytest.raises(ArgumentError, match="threads"):
+            driver.launch(0, Launch(kernel, (1, 1, 1), threads, 0, [("*fp32", a), ("*fp32", a), ("fp32", 1.0)]))
+
+
+# ---- what only some memory is for --------------------------------------------------------------------------------------------
+def test_kernels_use_managed_memory_and_not_pinned(driver):
+    kernel, x = kernel_of(driver), np.arange(4, dtype=np.float32)
+    managed, pinned = driver.host_alloc(0, 16, True), driver.host_alloc(0, 16)
+    assert driver.mem_info(0)[0] == 1 << 30  # neither takes device memory
+    for address in (managed, pinned):
+        np.ctypeslib.ctypes.memmove(address, x.ctypes.data, 16)
+    driver.launch(0, axpy(kernel, managed, managed, 4))
+    assert np.ctypeslib.ctypes.string_at(managed, 16) == (x + 1).tobytes()
+    with pytest.raises(OutOfRange):
+        driver.launch(0, axpy(kernel, pinned, managed, 4))
+    device = driver.alloc(0, 16)  # addresses above and below the host's at once
+    driver.copy(0, Copy("d2d", device, managed, 16))
+    driver.launch(0, axpy(kernel, device, managed, 4))
+    assert np.ctypeslib.ctypes.string_at(managed, 16) == (x + 2).tobytes()
+    stream = driver.stream_create(0)
+    gate = Gate(driver, stream)
+    driver.copy(0, Copy("h2d", device, pinned, 16), stream)
+    driver.free(0, pinned)  # stays until the copy has passed
+    with pytest.raises(InvalidHandle):
+        driver.free(0, pinned)
+    gate.open()
+    driver.stream_sync(stream)
+    np.testing.assert_array_equal(get(driver, device, x), x)
+
+
+def test_a_lost_device_skips_replays(driver):
+    stream = driver.stream_create(0)
+    a = put(driver, np.zeros(4, np.uint8))
+    driver.graph_begin(stream)
+    driver.fill(0, a, b"\1", 4, stream)
+    executable = driver.graph_instantiate(driver.graph_end(stream))
+    driver.lose_device(0)
+    for call in (lambda: driver.graph_launch(executable, stream), lambda: driver.graph_begin(stream), lambda: driver.prof_start(0),
+                 lambda: driver.host_alloc(0, 4), lambda: driver.telemetry(0), lambda: driver.ptr_info(0, a), lambda: driver.ipc_export(0, a)):
+        with pytest.raises(DeviceLost):
+            call()
+    driver.reset(0)
+    with pytest.raises(InvalidHandle):
+        driver.graph_launch(executable, driver.stream_create(0))
+
+
+def test_events_order_streams_of_two_devices(driver):
+    assert driver.props(0).cross_device_events and driver.props(0).peer
+    one, two, event, order = driver.stream_create(0), driver.stream_create(1), driver.event_create(0), []
+    gate = Gate(driver, one)
+    driver.host_func(one, lambda: order.append(1))
+    driver.event_record(event, one)
+    driver.stream_wait_event(two, event)
+    driver.host_func(two, lambda: order.append(2))
+    gate.open()
+    driver.stream_sync(two)
+    assert order == [1, 2]
+
+
+def test_telemetry_is_a_simulation_and_says_so(driver):
+    assert driver.props(0).extra["telemetry"] == "simulated"
+    stream = driver.stream_create(0)
+    driver.alloc(0, 1000)
+    idle = driver.telemetry(0)
+    gate = Gate(driver, stream)
+    busy = driver.telemetry(0)
+    gate.open()
+    assert (idle.util_percent, busy.util_percent, idle.mem_used_bytes) == (0, 100, 1000)
+    assert busy.temperature_c > idle.temperature_c and busy.power_w > idle.power_w and busy.clock_mhz == idle.clock_mhz
+
+
+# ---- simblas -----------------------------------------------------------------------------------------------------------------
+class Operand:
+    """What op_run reads of a tensor."""
+
+    def __init__(self, driver, array):
+        from haian.hal.dtype import dtype
+        self.address = put(driver, np.ascontiguousarray(array))
+        self.shape, self.dtype = array.shape, dtype(array.dtype)
+        self.strides = tuple(s // array.itemsize for s in np.ascontiguousarray(array).strides)
+
+    def transposed(self):
+        self.shape, self.strides = self.shape[::-1], self.strides[::-1]
+        return self
+
+
+def test_op_query_is_pure_and_agrees_with_run(driver):
+    for _ in range(2):
+        assert driver.op_query(0, "matmul", ["float32", "float32"], True) == "supported"
+        assert driver.op_query(0, "softmax", ["bfloat16"], False) == "supported"
+        for name, dtypes in (("conv2d", ["float32"]), ("matmul", ["float32", "float64"]), ("softmax", ["int32"]), ("softmax", [])):
+            assert driver.op_query(0, name, dtypes, True) == ""
+    lacking = SimDriver(1, persona="no_fp64")
+    assert lacking.op_query(0, "softmax", ["float64"], True) == "" and lacking.op_query(0, "softmax", ["float32"], True)
+    a, b = np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(12, dtype=np.float32).reshape(4, 3)
+    out = Operand(driver, np.zeros((2, 4), np.float32))
+    stream = driver.stream_create(0)
+    gate = Gate(driver, stream)
+    driver.prof_start(0)
+    driver.op_run(0, "matmul", [Operand(driver, a), Operand(driver, b).transposed()], [out], {}, stream)
+    assert not get(driver, out.address, np.empty((2, 4), np.float32)).any()  # in stream order
+    gate.open()
+    driver.stream_sync(stream)
+    np.testing.assert_array_equal(get(driver, out.address, np.empty((2, 4), np.float32)), a @ b.T)
+    assert [(r.kind, r.name) for r in driver.prof_drain(0) if r.kind == "launch"] == [("launch", "simblas_matmul")]
+    x = Operand(driver, np.array([[0.0, np.log(3)], [5, 5]]))
+    driver.op_run(0, "softmax", [x], [x], {"dim": -1})
+    np.testing.assert_allclose(get(driver, x.address, np.empty((2, 2))), [[0.25, 0.75], [0.5, 0.5]], rtol=1e-15)
+    with pytest.raises(Unsupported, match="simblas"):
+        driver.op_run(0, "conv2d", [x], [x], {})
+    driver.free(0, x.address)
+    with pytest.raises(OutOfRange):
+        driver.op_run(0, "softmax", [x], [x], {"dim": -1})
+
+
+SIMBLAS = """
+import numpy as np, haian
+from haian.kernels import dispatch
+x = haian.asarray(np.arange(12, dtype=np.float32).reshape(3, 4)).to("sim")
+print(haian.explain(haian.ops.softmax, x, dim=0))
+with haian.device("sim").profile() as records:
+    got = haian.ops.softmax(x, dim=0), haian.ops.matmul(x, x.T), haian.ops.matmul(haian.asarray(np.zeros((2, 0, 4), "f4")).to("sim"), x.T)
+e = np.exp(x.numpy() - x.numpy().max(0))
+assert np.allclose(got[0].numpy(), e / e.sum(0), rtol=1e-6)
+assert (got[1].numpy() == x.numpy() @ x.numpy().T).all() and got[2].shape == (2, 0, 3)
+print(sorted({r.name.split("_")[0] for r in records if r.kind == "launch"}))
+print(sorted(dispatch.chosen))
+"""
+
+
+@pytest.mark.parametrize("on", ["", "1"])
+def test_simblas_is_a_candidate_of_dispatch(on):
+    import os
+    pytest.importorskip("triton", reason="haian's own kernels for sim are Triton's")
+    done = subprocess.run([sys.executable, "-c", SIMBLAS], env=os.environ | {"HAIAN_SIM_LIBRARY": on}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1].split(maxsplit=1) == ["softmax__simblas", "taken" if on else "refused: simblas is off, HAIAN_SIM_LIBRARY=1 turns it on"]
+    assert lines[2].split(maxsplit=1) == ["softmax__triton", "not needed" if on else "taken"]
+    if on:
+        assert lines[-2] == "['simblas']" and "('matmul', 'matmul__simblas')" in lines[-1]
+    else:
+        assert "simblas" not in lines[-2] + lines[-1]
