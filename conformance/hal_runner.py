@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..hal.driver import GROUPS, Driver, offers
 from ..hal.errors import ArgumentError, EnvironmentMissing, HaianError
@@ -22,6 +22,9 @@ from . import allowances
 from .allowances import Allowances
 from .hal_checks.check import HAL_VERSION, Check, NotOffered, Subject, find, load_checks, of_device
 from .levels import HAL_LEVELS, hal_level
+
+if TYPE_CHECKING:
+    from .runner import Summary
 
 __all__ = ["HalCase", "check_driver", "hal_cases", "hal_counts", "hal_digest", "run_hal"]
 
@@ -204,14 +207,15 @@ def _allowed(name: str) -> Allowances:
     """The rules of an adapter, by name or beside its file."""
     if os.sep not in name:
         return allowances.load(name)
-    path = Path(name.rpartition(":")[0] if name.rpartition(":")[2].isdigit() else name)
+    path = Path(name)
     path = (path if path.is_dir() else path.parent) / "conformance.toml"
     return allowances.read(path) if path.exists() else Allowances()
 
 
 def run_hal(factory: Callable[..., Driver] | str, arguments: tuple = (), device: int = 0, name: str = "", level: str = "",
             patterns: Sequence[str] = (), case: str = "", shard: tuple[int, int] = (1, 1), resume: bool = False,
-            report: str | os.PathLike[str] = "", seed: int = 0, timeout_s: float = TIMEOUT_S, quiet: bool = False) -> Any:
+            report: str | os.PathLike[str] = "", seed: int = 0, timeout_s: float = TIMEOUT_S, quiet: bool = False,
+            allowed: Allowances | None = None) -> Summary:
     """Run the HAL suite on a driver in a child process, and write the report.
 
     Args:
@@ -223,9 +227,10 @@ def run_hal(factory: Callable[..., Driver] | str, arguments: tuple = (), device:
         patterns: of ids, files or numbers (HalCase.matches); case: one id.
         shard, resume, report, seed, quiet: as in ``runner.run``.
         timeout_s: seconds a check may take, unless it says otherwise itself.
+        allowed: the vendor's rules; None: none.
 
     Returns:
-        runner.Summary; its ``present`` is False where there is no such device.
+        What it came to; ``present`` is False where there is no such device.
 
     Raises:
         ArgumentError: an argument out of its range, a driver that does not load.
@@ -240,7 +245,7 @@ def run_hal(factory: Callable[..., Driver] | str, arguments: tuple = (), device:
         raise ArgumentError(f"conformance: {error.args[0]}") from error
     if not chosen:
         raise ArgumentError(f"conformance: no check matches {', '.join(patterns)}; `haian conformance list --suite hal` prints them")
-    allowed = _allowed(name) if name else Allowances()
+    allowed = allowed or Allowances()
     child = runner.Child(_serve, (make, arguments, device, seed))
     try:
         facts = child.facts
@@ -268,10 +273,11 @@ def run_hal(factory: Callable[..., Driver] | str, arguments: tuple = (), device:
     return summary
 
 
-def run_device(device: str, **more: Any) -> Any:
+def run_device(device: str, **more: Any) -> Summary:
     """``run_hal`` for ``"sim:0"`` or an adapter's file, ``"/opt/x/libx.so:0"``."""
     factory, arguments, index = of_device(device)
-    return run_hal(factory, arguments, index, name=device if ":" in device else f"{device}:{index}", **more)
+    name = "" if os.sep in device else f"{arguments[0]}:{index}"
+    return run_hal(factory, arguments, index, name=name, allowed=_allowed(arguments[0]), **more)
 
 
 def _resolve(factory: Callable[..., Driver] | str) -> Callable[..., Driver]:
