@@ -9,7 +9,8 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "haian's native side: Tensor, Op, the host allocator and the host kernel library.";
-  if (haian_init_tensor(m.ptr()) || haian_init_dlpack(m.ptr()) || haian_init_op(m.ptr()) || haian_init_driver(m.ptr()))
+  if (haian_init_tensor(m.ptr()) || haian_init_dlpack(m.ptr()) || haian_init_op(m.ptr()) ||
+      haian_init_driver(m.ptr()) || haian_init_launch(m.ptr()) || haian_init_cache(m.ptr()))
     throw py::error_already_set();
 
   m.def(

@@ -40,6 +40,8 @@ int haian_init_tensor(PyObject *module);
 int haian_init_dlpack(PyObject *module);
 int haian_init_op(PyObject *module);
 int haian_init_driver(PyObject *module);
+int haian_init_launch(PyObject *module);
+int haian_init_cache(PyObject *module);
 
 #ifdef __cplusplus
 }
