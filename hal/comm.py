@@ -495,10 +495,8 @@ class Communicator:
 def _transport(place: Device) -> tuple[Driver, int, bool]:
     """The driver that carries a device's collectives, the device's number there, and whether that is the host's instead."""
     for device in (place, registry.device()):
-        # The driver itself where the validation around it does not know the group: ranks are no memory of its own.
-        for driver in (device.driver, getattr(device.driver, "inner", device.driver)):
-            if offers(driver, "comm"):
-                return driver, device.index, device is not place and not place.is_host
+        if offers(device.driver, "comm"):
+            return device.driver, device.index, device is not place
     raise Unsupported(f"communicator on {place.name}: neither its driver nor the host's has communicators; use Communicator.mpi")
 
 

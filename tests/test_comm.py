@@ -30,6 +30,7 @@ from haian.hal.errors import (
     ArgumentError,
     DTypeError,
     EnvironmentMissing,
+    InternalError,
     InvalidHandle,
     PermissionRefused,
     ShapeError,
@@ -406,15 +407,18 @@ def test_what_comm_init_refuses():
     assert all(isinstance(e, ArgumentError) and "ranks; give all ranks the same number" in str(e) for e in got), got
 
 
+def _sockets(c):
+    ranks_ = getattr(c._driver, "inner", c._driver)._handles.get(c._handle, host._Ranks)
+    return [s for p in ranks_._peers for s in (p.steps, p.messages)]
+
+
 def test_the_meeting_place_is_private_and_left_clean(tmp_path, monkeypatch):
     base = host._folder()
     assert base.stat().st_mode & 0o777 == 0o700
     comms = Communicator.local(["cpu"] * 3, timeout_s=20)
     token = Communicator.unique_id()
     assert len(token) <= 128
-    for c in comms:
-        assert c._driver._handles.get(c._handle, host._Ranks)
-    names = {e.name for e in os.scandir(base)}
+    assert len(_sockets(comms[0])) == 4 and all(not s.getsockname() or not os.path.exists(s.getsockname()) for s in _sockets(comms[0]))
     left = base / ("ab" * 16)
     left.mkdir(mode=0o700)  # as a rank killed while meeting leaves it
     (left / "0").touch()
@@ -425,7 +429,6 @@ def test_the_meeting_place_is_private_and_left_clean(tmp_path, monkeypatch):
     os.close(lock)
     host._sweep(base, "")
     assert not place.exists()
-    assert names <= {e.name for e in os.scandir(base)} | names
     close(comms)
     wide = tmp_path / "haian"
     wide.mkdir(mode=0o755)
@@ -486,12 +489,12 @@ def test_processes_and_a_rank_that_is_killed(tmp_path):
 def test_a_child_of_fork_has_no_ranks():
     """The child's copies of the sockets are closed: otherwise a dead parent would look alive."""
     code = """
-import os, sys, numpy as np
+import os, sys, threading
+import numpy as np
 from haian.hal import Communicator, asarray
-import threading
+from haian.adapters.cpu.comm import _Ranks
 comms = Communicator.local(["cpu"] * 2, timeout_s=5)
-fds = {s.fileno() for c in comms for p in c._driver._handles.get(c._handle, __import__("haian.adapters.cpu.comm", fromlist=["_Ranks"])._Ranks)._peers
-       for s in (p.steps, p.messages)}
+fds = {s.fileno() for c in comms for p in getattr(c._driver, "inner", c._driver)._handles.get(c._handle, _Ranks)._peers for s in (p.steps, p.messages)}
 pid = os.fork()
 if pid == 0:
     still = [fd for fd in fds if os.path.exists(f"/proc/self/fd/{fd}")]
@@ -653,7 +656,7 @@ def test_a_library_that_waits_for_ever_is_aborted(built, name):
     assert time.monotonic() - start < 10
     with pytest.raises(InvalidHandle, match="dead"):
         comms[0].all_reduce(empty(4, "float32", comms[0].device))
-    with pytest.raises(Timeout):
+    with pytest.raises(InternalError if name == "bkcl" else Timeout):  # what BKCL's results mean is in no public text
         comms[1].all_reduce(empty(4, "float32", comms[0].device))
     close(comms)
 

@@ -214,6 +214,9 @@ class _Ranks:
                 s.setblocking(False)
             self._peers = [_Peer(r, sockets[r, 0], sockets[r, 1]) for r in range(self.world) if r != self.rank]
             self._step(0, 0, None, "", 0)  # all have the memory: names can go
+        except HaianError:  # Timeout is an OSError too
+            self._drop(sockets)
+            raise
         except OSError as e:
             self._drop(sockets)
             raise Timeout(f"{self!r}: a rank left while the ranks met ({e.strerror or e}); look at the other ranks") from None
@@ -584,6 +587,8 @@ class _Ranks:
                                 self._expect(peer.rank, full.pop(fd), count, kind_)
                         else:
                             receives[0] = (where[n:], kind_, count)
+                except HaianError:  # Timeout is an OSError too
+                    raise
                 except BlockingIOError:
                     continue
                 except OSError:
