@@ -8,12 +8,12 @@ import logging
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .driver import Capabilities, Driver
+from .driver import Capabilities, Driver, ProfileRecord, Telemetry
 from .errors import HaianError, Unsupported
 
 if TYPE_CHECKING:
@@ -158,10 +158,39 @@ class Device:
         with self._lock:
             streams = list(self._streams)
         for stream in streams:
-            if stream._alive:
+            if stream._alive and stream._recording is None:
                 stream.synchronize()
         self._run(self._unloads)
         self._reap()
+
+    # ---- how it is doing ---------------------------------------------------------------------------------------------
+    def telemetry(self) -> Telemetry:
+        """A sample of the sensors: load, temperature, power, clock, memory used; NaN where there is none.
+
+        Raises:
+            Unsupported: the driver has no sensors.
+        """
+        return self.driver.telemetry(self.index)
+
+    @contextmanager
+    def profile(self) -> Iterator[list[ProfileRecord]]:
+        """The list holds, after the block, what ran of the work queued in it, in order of start; the end waits for the device.
+
+            with device.profile() as records:
+                haian.ops.matmul(a, b)
+
+        Raises:
+            Unsupported: the driver has no profiler.
+        """
+        records: list[ProfileRecord] = []
+        self.driver.prof_start(self.index)
+        self.driver.prof_drain(self.index)  # what an earlier use left
+        try:
+            yield records
+            self.synchronize()
+        finally:
+            self.driver.prof_stop(self.index)
+            records += self.driver.prof_drain(self.index)
 
     # ---- what finalisers left to do ----------------------------------------------------------------------------------
     def _opened(self, stream: Stream) -> None:

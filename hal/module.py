@@ -1,23 +1,25 @@
-"""Module (a loaded binary) and Kernel (a function in it), launched through the driver.
+"""Module (a loaded binary), Kernel (a function in it), launched through the driver, and Graph (recorded work, replayed).
 
-The cold way in; operators launch from native code with the same records.  A Graph (captured launches, replayed) will
-stand beside Kernel.  Not here: compiling (kernels/triton), which kernel an operator takes (dispatch).
+The cold way in; operators launch from native code with the same records.
+Not here: compiling (kernels/triton), which kernel an operator takes (dispatch).
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .driver import Launch
+from .driver import Launch, offers
 from .errors import ArgumentError, InvalidHandle, Unsupported
 from .memory import Buffer, buffer_of, use
+from .stream import Recording
 
 if TYPE_CHECKING:
     from .device import Device
     from .stream import Stream
 
-__all__ = ["Kernel", "Module"]
+__all__ = ["Graph", "Kernel", "Module"]
 
 
 class Module:
@@ -149,3 +151,93 @@ class Kernel:
         if not kind or not isinstance(value, (int, float)):
             raise ArgumentError(f"{self.name}: argument {i} is {arg!r}; needs a Tensor, a Buffer or a (type, value) pair such as ('i32', 7)")
         return kind, value
+
+
+class Graph:
+    """Work recorded once and replayed at the cost of one call; made by ``Graph.capture``.
+
+        with Graph.capture(stream) as graph:      # nothing runs; the stream is the current one
+            kernel.launch(...)
+        graph.launch(stream)
+
+    Recorded are copies, fills, launches, host functions, and records and waits of events on the captured stream.  A replay reads
+    and writes the memory of the recording, which lives as long as the graph; put new input there.
+
+    Attributes:
+        device: the device.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._handle = self._executable = 0
+        self.device = device
+        self._uses = Recording()
+
+    @classmethod
+    @contextmanager
+    def capture(cls, stream: Stream) -> Iterator[Graph]:
+        """Records what is queued on the stream in the block; an exception in it drops the recording.
+
+        The stream refuses ``synchronize`` and ``query`` meanwhile, so what waits for a result does not fit in a graph.
+
+        Raises:
+            Unsupported: the driver has no graphs.  ArgumentError: the default stream, or a device without streams.
+        """
+        device = stream.device
+        stream._check()
+        if not offers(device.driver, "graph"):
+            raise Unsupported(f"{device.name}: records no graphs; queue the work again instead")
+        if stream.synchronous:
+            raise ArgumentError(f"{stream!r}: work runs at once here; record on a stream of device.stream()")
+        made = cls(device)
+        device.driver.graph_begin(stream.handle)
+        stream._recording = made._uses
+        try:
+            with stream:
+                yield made
+        except BaseException:
+            stream._recording = None
+            device.driver.graph_end(stream.handle, abort=True)
+            raise
+        stream._recording = None
+        made._handle = device.driver.graph_end(stream.handle)
+
+    def __repr__(self) -> str:
+        return f"<haian graph {self._handle:#x} on {self.device.name}{'' if self._handle else ', not alive'}>"
+
+    def instantiate(self) -> Graph:
+        """Prepares the replay, which the first ``launch`` does otherwise; returns the graph itself."""
+        if not self._handle:
+            raise InvalidHandle(f"{self!r}: it is still being recorded, or closed; record it again")
+        if not self._executable:
+            self._executable = self.device.driver.graph_instantiate(self._handle)
+        return self
+
+    def launch(self, stream: Stream | None = None) -> None:
+        """Queues one replay, in order with everything queued on its memory.
+
+        Args:
+            stream: of the graph's device, by default its current one.
+
+        Raises:
+            InvalidHandle: a closed graph, or one whose recording has not ended.  ArgumentError: another device's stream.
+        """
+        stream = self.device.current_stream if stream is None else stream
+        if stream.device != self.device:
+            raise ArgumentError(f"{self!r}: stream of {stream.device.name}; needs one of {self.device.name}")
+        self.instantiate()
+        use(stream, self._uses.reads, self._uses.writes)
+        self.device.driver.graph_launch(self._executable, stream.handle)
+        if self._uses.held:
+            stream.hold(*self._uses.held)
+
+    def close(self) -> None:
+        """Drops the recording; replays already queued still run.  A second call is a no-op."""
+        handles = self._executable, self._handle
+        self._executable = self._handle = 0
+        for handle in filter(None, handles):
+            self.device.driver.graph_destroy(handle)
+        self._uses = Recording()
+
+    def __del__(self) -> None:
+        for handle in filter(None, (getattr(self, "_executable", 0), getattr(self, "_handle", 0))):
+            self.device._later.append(partial(self.device.driver.graph_destroy, handle))

@@ -13,10 +13,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .device import _current
-from .errors import ArgumentError, InvalidHandle, NotReady, Unsupported
+from .errors import ArgumentError, Busy, InvalidHandle, NotReady, Unsupported
 
 if TYPE_CHECKING:
     from .device import Device
+    from .memory import Buffer
+    from .tensor import Tensor
 
 __all__ = ["Event", "Stream"]
 
@@ -38,6 +40,7 @@ class Stream:
         # (mark, object): objects that queued work still reads, released once their mark has passed.
         self._held: deque[tuple[Event, object]] = deque()
         self._lock = threading.Lock()
+        self._recording: Recording | None = None  # of module.Graph: takes what queued work uses
         self.handle = 0
         if _handle is None:
             device._reap()
@@ -55,6 +58,12 @@ class Stream:
     def synchronous(self) -> bool:
         """Whether work is finished when the call that queued it returns."""
         return self.handle == 0
+
+    @property
+    def native(self) -> int:
+        """What a native launch passes on: the driver's own pointer where its ``native_stream`` says one, else the handle."""
+        own = getattr(self.device.driver, "native_stream", None)
+        return own(self.handle) if own else self.handle
 
     def _check(self) -> None:
         if not self._alive:
@@ -114,6 +123,8 @@ class Stream:
 
         A second call is a no-op, and so is closing the default stream.
         """
+        if self._recording is not None:
+            raise Busy(f"{self!r}: a Graph records it; end the block first")
         with self._lock:
             if not self._alive or not self.handle:
                 return
@@ -143,7 +154,10 @@ class Stream:
 
     # ---- for memory.py and module.py ---------------------------------------------------------------------------------
     def hold(self, *objects: object) -> None:
-        """Keeps objects alive until the work queued so far has passed."""
+        """Keeps objects alive until the work queued so far has passed; while a Graph records, as long as the graph."""
+        if self._recording is not None:
+            self._recording.held += objects
+            return
         if not self.handle or not self.device.capabilities.events:
             if self.handle:
                 self.device.driver.stream_sync(self.handle)  # no way to know later: wait now
@@ -158,6 +172,15 @@ class Stream:
         with self._lock:
             while self._held and self._held[0][0].query():
                 dead.append(self._held.popleft())
+
+
+class Recording:
+    """What the work of a recording uses: tensors and buffers (reads, writes) and held objects."""
+
+    def __init__(self) -> None:
+        self.reads: list[Tensor | Buffer] = []
+        self.writes: list[Tensor | Buffer] = []
+        self.held: list[object] = []
 
 
 def destroy(device: Device, handle: int) -> None:

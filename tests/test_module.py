@@ -4,9 +4,9 @@ import time
 
 import numpy as np
 import pytest
-from haian.hal.errors import ArgumentError, EnvironmentMissing, HaianError, InvalidHandle, Unsupported
+from haian.hal.errors import ArgumentError, Busy, EnvironmentMissing, HaianError, InvalidHandle, Unsupported
 from haian.hal.memory import copy
-from haian.hal.module import Module
+from haian.hal.module import Graph, Module
 from haian.hal.tensor import asarray, empty
 from hal_support import bare, blocked, no_leaks, registered
 
@@ -163,3 +163,110 @@ def test_dropped_module_is_unloaded_after_its_work(pair):
     pair[0].synchronize()
     assert x.tolist() == [2, 2, 2, 2] and not [k for k in pair[0].driver.leaks() if k.kind == "module"]
     s.close()
+
+
+# ---- graphs ------------------------------------------------------------------------------------------------------------------
+def test_graph_replays_equal_eager_work(pair, axpy):
+    s, done = pair[0].stream(), pair[0].event()
+    x, y, out = (asarray(np.full(100, k, np.float32)).to(pair[0]) for k in (1, 2, 0))
+    seen = []
+    with Graph.capture(s) as graph:
+        axpy.launch(2, [x, y, out, ("i32", 100), ("fp32", 0.5)])
+        axpy.launch(2, [out, y, x, ("i32", 100), ("fp32", -1.0)])
+        s.host_func(lambda: seen.append(1))
+        s.record(done)
+        for refused in (s.synchronize, s.query):
+            with pytest.raises(Busy):
+                refused()
+        with pytest.raises(InvalidHandle, match="still being recorded"):
+            graph.launch(s)
+        pair[0].synchronize()  # waits for the others
+    assert not seen and out.tolist() == [0] * 100
+    with s:
+        for _ in range(100):
+            graph.launch()
+    done.synchronize()
+    assert len(seen) == 100
+    want = np.float32(1)
+    for _ in range(100):
+        last = np.float32(want + np.float32(0.5) * 2)
+        want = np.float32(last - 2)
+    assert out.tolist() == [last] * 100 and x.tolist() == [want] * 100
+    graph.close()
+    graph.close()
+    with pytest.raises(InvalidHandle, match="closed"):
+        graph.launch(s)
+    s.close()
+
+
+def test_graph_keeps_its_memory_and_waits_for_other_streams(pair, axpy):
+    a, b = pair[0].stream(), pair[0].stream()
+    x, out = asarray(np.ones(10, np.float32)).to(pair[0]), empty((10,), device=pair[0])
+    with Graph.capture(a) as graph:
+        t = empty((10,), device=pair[0])  # a temporary of the recording
+        axpy.launch(1, [x, x, t, ("i32", 10), ("fp32", 1.0)])
+        axpy.launch(1, [t, t, out, ("i32", 10), ("fp32", 1.0)])
+        host = asarray(np.full(10, 7, np.float32))
+        copy(x, host, a, blocking=False)
+    del t, host
+    gc.collect()
+    noise = [asarray(np.zeros(10, np.float32)).to(pair[0]) for _ in range(50)]
+    with blocked(b):
+        copy(x, asarray(np.full(10, 3, np.float32)), b, blocking=False)
+        graph.launch(a)  # behind b, which fills x
+        assert not a.query()
+    a.synchronize()
+    assert out.tolist() == [12] * 10 and x.tolist() == [7] * 10 and not any(t.tolist()[0] for t in noise)
+    del graph
+    gc.collect()
+    a.close()
+    b.close()
+
+
+def test_an_exception_drops_the_recording(pair, axpy):
+    s = pair[0].stream()
+    x = asarray(np.ones(4, np.float32)).to(pair[0])
+    with pytest.raises(ZeroDivisionError):
+        with Graph.capture(s):
+            axpy.launch(1, [x, x, x, ("i32", 4), ("fp32", 1.0)])
+            raise ZeroDivisionError
+    axpy.launch(1, [x, x, x, ("i32", 4), ("fp32", 1.0)], stream=s)
+    s.synchronize()
+    assert x.tolist() == [2] * 4
+    for wrong in (s.close, lambda: Graph.capture(s).__enter__()):
+        with pytest.raises(Busy):
+            with Graph.capture(s):
+                wrong()
+    with pytest.raises(ArgumentError, match=r"device\.stream"):
+        with Graph.capture(pair[0].default_stream):
+            pass
+    with Graph.capture(pair[0].stream()) as graph:
+        pass
+    graph.instantiate().launch()  # empty, on the default stream
+    with pytest.raises(ArgumentError, match="needs one of"):
+        graph.launch(pair[1].default_stream)
+
+
+def test_profile_and_telemetry(pair, axpy):
+    x = asarray(np.ones(4, np.float32)).to(pair[0])
+    with pair[0].profile() as records:
+        for _ in range(5):
+            axpy.launch(1, [x, x, x, ("i32", 4), ("fp32", 1.0)])
+        assert not records
+    axpy.launch(1, [x, x, x, ("i32", 4), ("fp32", 1.0)])
+    assert [(r.kind, r.name) for r in records] == [("launch", "axpy")] * 5
+    with pair[0].profile() as records:
+        pass
+    assert records == []
+    assert pair[0].telemetry().mem_used_bytes > 0
+
+
+def test_the_host_records_too():
+    cpu = bare("cpu")
+    s, n = cpu.stream(), []
+    with Graph.capture(s) as graph:
+        s.host_func(lambda: n.append(1))
+    for _ in range(3):
+        graph.launch(s)
+    s.close()
+    assert len(n) == 3
