@@ -20,7 +20,7 @@ _FILES = {
     "stream": ("Event", "Stream"),
     "comm": ("Communicator",),
     "tensor": ("Tensor", "asarray", "empty", "from_dlpack"),
-    "module": ("Kernel", "Module"),
+    "module": ("Graph", "Kernel", "Module"),
     "validate": ("Leak", "Validated"),
 }
 _HOME = {name: file for file, names in _FILES.items() for name in names}
