@@ -345,14 +345,21 @@ class Subject:
         self.need("stream", "host_func")
         gate, started = threading.Event(), threading.Event()
         self._gates.append(gate)
+        caller, inline = threading.get_ident(), []
 
         def stand() -> None:
             started.set()
-            gate.wait(BLOCK_S)
+            if threading.get_ident() == caller:
+                inline.append(True)
+            else:
+                gate.wait(BLOCK_S)
 
         try:
             (driver or self.driver).host_func(stream, stand)
             require(started.wait(5), "a host function did not start within 5 s on an idle stream")
+            if inline:
+                require(not self.caps.async_copy, "claims async_copy, but a host function ran on the thread that queued it")
+                raise NotOffered("work runs as it is queued: nothing can hold a stream")
             yield gate
         finally:
             gate.set()

@@ -1,0 +1,178 @@
+"""Checks 61 to 65: many threads on one driver."""
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+
+import numpy as np
+
+from ...hal.driver import DEVICE_TO_HOST, HOST_TO_DEVICE, Copy
+from ...hal.errors import InvalidHandle
+from .check import NotOffered, Subject, check, host, require
+from .stream import holds, start, sync_within
+
+_THREADS = 8
+_ROUNDS = 40
+_TASKS = 150  # a thread, on one stream
+
+
+@check(61, "parallel_memory", "C")
+def parallel_memory(s: Subject) -> None:
+    """Eight threads allocate, copy and free at once: bytes are exact and totals return."""
+    counted = s.offers("mem_info") and not s.caps.host_access  # on the host, other processes come and go
+    before = s.driver.mem_info(s.device)[0] if counted else 0
+    inputs = [s.pattern(16384 + 64 * i) for i in range(_THREADS)]
+
+    def work(i: int) -> None:
+        data, out = inputs[i], np.zeros(inputs[i].size, np.uint8)
+        for k in range(_ROUNDS):
+            n = data.size - k
+            address = s.driver.alloc(s.device, n)
+            try:
+                s.driver.copy(s.device, Copy(HOST_TO_DEVICE, address, host(data), n))
+                out[:] = 0
+                s.driver.copy(s.device, Copy(DEVICE_TO_HOST, host(out), address, n))
+            finally:
+                s.driver.free(s.device, address)
+            require((out[:n] == data[:n]).all(), f"thread {i}, round {k}: a round trip of {n} bytes gave wrong bytes")
+
+    s.threads(_THREADS, work)
+    if counted:
+        s.until(lambda: s.driver.mem_info(s.device)[0] == before, f"the free bytes return to {before} after eight threads freed all")
+
+
+@check(62, "shared_stream", "S", needs=("stream",))
+def shared_stream(s: Subject) -> None:
+    """Eight threads queue on one stream: every task runs once, and each thread's own in order."""
+    stream, address = s.stream(), s.alloc(_THREADS * 64)
+    ran: list[tuple[int, int]] = []
+    calls = s.offers("host_func")
+
+    def work(i: int) -> None:
+        for k in range(_TASKS):
+            s.fill(address + 64 * i, (k + i) % 251, 64, stream)
+            if calls:
+                s.driver.host_func(stream, lambda k=k: ran.append((i, k)))  # type: ignore[misc]
+
+    s.threads(_THREADS, work)
+    sync_within(s, stream, "a stream that eight threads filled", 10)
+    if calls:
+        require(len(ran) == _THREADS * _TASKS and len(set(ran)) == len(ran),
+                f"{_THREADS * _TASKS} tasks of eight threads ran {len(ran)} times, {len(set(ran))} of them different")
+        for i in range(_THREADS):
+            order = [k for j, k in ran if j == i]
+            require(order == sorted(order), f"the tasks of thread {i} on one stream ran out of order")
+    seen = s.download(address, _THREADS * 64).reshape(_THREADS, 64)
+    late = [i for i in range(_THREADS) if not holds(seen[i], (_TASKS - 1 + i) % 251)]
+    require(not late, f"the last fills of the threads {late} on one stream were lost or overtaken")
+
+
+@check(63, "create_destroy_race", "S", needs=("stream",))
+def create_destroy_race(s: Subject) -> None:
+    """Eight threads create and destroy streams and events: every handle is given once."""
+    events = s.offers("event")
+    made: list[list[int]] = [[] for _ in range(_THREADS)]
+    marks: list[list[int]] = [[] for _ in range(_THREADS)]
+
+    def work(i: int) -> None:
+        for _ in range(_ROUNDS):
+            mine = [s.driver.stream_create(s.device) for _ in range(3)]
+            made[i] += mine
+            if events:
+                event = s.driver.event_create(s.device)
+                marks[i].append(event)
+                s.driver.event_record(event, mine[0])
+                s.driver.event_sync(event, 5_000_000_000)
+                s.driver.event_destroy(event)
+            for h in mine:
+                require(s.driver.stream_query(h) is True or events, "a stream of its own is not ready")
+                s.driver.stream_destroy(h)
+
+    s.threads(_THREADS, work)
+    for what, handles in (("stream", sum(made, [])), ("event", sum(marks, []))):
+        require(len(set(handles)) == len(handles), f"{len(handles)} {what}s of eight threads had {len(set(handles))} different handles")
+    for h in made[0][:3] + made[-1][-3:]:
+        s.expect(InvalidHandle, s.driver.stream_query, h)
+
+
+@check(64, "two_waiters", "S", needs=("stream", "event", "host_func", "caps.async_copy"))
+def two_waiters(s: Subject) -> None:
+    """Two threads that wait for one event both wake, and so do two that wait for its stream."""
+    stream, event, address = s.stream(), s.event(), s.alloc(64)
+    with s.blocked(stream) as gate:
+        s.fill(address, 1, 64, stream)
+        s.driver.event_record(event, stream)
+        waits = [start(s, lambda: s.driver.event_sync(event, -1)), start(s, lambda: s.driver.event_sync(event, 10_000_000_000)),
+                 start(s, lambda: s.driver.stream_sync(stream)), start(s, lambda: s.driver.stream_sync(stream))]
+        s.quiet(lambda: any(w() for w in waits), "a wait for a blocked stream returned", 0.05)
+        gate.set()
+        for i, w in enumerate(waits):
+            s.until(w, f"thread {i % 2 + 1} of 2 that wait for one {'event' if i < 2 else 'stream'} wakes")
+    require(holds(s.download(address, 64), 1), "the work before the event did not happen")
+
+
+@check(65, "releases_gil", "C")
+def releases_gil(s: Subject) -> None:
+    """Other Python threads run while a call waits or copies."""
+    with suppress(NotOffered):
+        _during_sync(s)
+    _during_copy(s)
+
+
+def _during_sync(s: Subject) -> None:
+    """A thread counts to 20 and only then releases the stream that this one waits for."""
+    s.need("stream", "host_func")
+    stream = s.stream()
+    with s.blocked(stream) as gate:
+        waiting, steps = threading.Event(), []
+
+        def count() -> None:
+            waiting.wait(5)
+            for _ in range(20):
+                time.sleep(0.001)
+                steps.append(time.monotonic())
+            gate.set()
+
+        threading.Thread(target=count, daemon=True).start()
+        began = time.monotonic()
+        waiting.set()
+        s.driver.stream_sync(stream)
+        ended = time.monotonic()
+    during = sum(began < t < ended for t in steps)
+    # A driver that holds the lock in slices lets the other thread take a step between two of them; 20 of 1 ms then take long.
+    require(during >= 19, f"another thread took {during} of 20 steps of 1 ms while stream_sync waited; release the GIL")
+    require(ended - began < 2.0, f"20 steps of 1 ms on another thread took {ended - began:.2f} s while stream_sync waited; release the GIL")
+
+
+def _during_copy(s: Subject) -> None:
+    """Another thread takes several steps within single large copies; one that is starved takes one at their end."""
+    nbytes = min(256 << 20, s.caps.max_alloc_bytes // 4)
+    address, data = s.alloc(nbytes), np.zeros(nbytes, np.uint8)
+    inside, end = threading.Event(), threading.Event()
+    steps: list[int] = []
+
+    def count() -> None:
+        while not end.is_set():
+            time.sleep(0.0005)
+            if inside.is_set():
+                steps.append(1)
+
+    threading.Thread(target=count, daemon=True).start()
+    lively = starved = 0
+    try:
+        limit = time.monotonic() + 3
+        while lively < 3 and time.monotonic() < limit:
+            before, began = len(steps), time.monotonic()
+            inside.set()
+            s.upload(address, data)
+            inside.clear()
+            took = time.monotonic() - began
+            lively += len(steps) - before >= 4
+            starved += len(steps) - before < 4 and took > 0.01
+    finally:
+        end.set()
+    if not lively and not starved:
+        return  # copies of this size end too soon to starve anybody
+    require(lively >= 3 or lively > starved, f"in {starved} of {lively + starved} copies of {nbytes >> 20} MiB another thread took fewer than 4 steps "
+            "of 0.5 ms; release the GIL")
