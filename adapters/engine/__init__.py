@@ -2,7 +2,8 @@
 library.py (finding and binding a shared library), driver.py (the Driver over it).
 """
 from .driver import TableDriver
-from .shapes import CUDA_DRIVER, CUDA_ERRORS, CUDA_FATAL, cuda_runtime
+from .shapes import CUDA_DRIVER, CUDA_ERRORS, CUDA_FATAL, HIP, HIP_ATTRIBUTES, HIP_FORMATS, cuda_runtime, gfx, modules
 from .table import NCCL, Facts, Runtime, Xccl
 
-__all__ = ["CUDA_DRIVER", "CUDA_ERRORS", "CUDA_FATAL", "Facts", "NCCL", "Runtime", "TableDriver", "Xccl", "cuda_runtime"]
+__all__ = ["CUDA_DRIVER", "CUDA_ERRORS", "CUDA_FATAL", "Facts", "HIP", "HIP_ATTRIBUTES", "HIP_FORMATS", "NCCL", "Runtime", "TableDriver", "Xccl",
+           "cuda_runtime", "gfx", "modules"]

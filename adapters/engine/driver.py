@@ -48,7 +48,7 @@ __all__ = ["TableDriver"]
 
 # Calls that an optional group needs; "|" separates alternatives.  Groups not named here are offered by subclasses only.
 _NEEDS: dict[str, tuple[str, ...]] = {
-    "fill": ("memset_async|memset",), "mem_info": ("mem_info",), "pinned": ("host_malloc", "host_free"), "ptr_info": ("malloc",),
+    "fill": ("memset_async|memset|copy_async|copy_h2d|copy",), "mem_info": ("mem_info",), "pinned": ("host_malloc", "host_free"), "ptr_info": ("malloc",),
     "stream": ("stream_new", "stream_destroy", "stream_sync", "stream_query"),
     "event": ("event_new", "event_destroy", "event_record", "event_query", "event_sync"),
     "module": ("module_load", "module_unload", "module_function", "launch"),
@@ -556,7 +556,7 @@ class TableDriver(Driver):
         if size > 1 and pattern == pattern[:1] * size:
             pattern, size = pattern[:1], 1
         call = {1: "memset_async", 2: "memset16", 4: "memset32"}[size]
-        if size == 1 and call not in self._calls:
+        if size == 1 and call not in self._calls and "memset" in self._calls:
             if pointer:
                 self._check(self._call("stream_sync")(pointer), "stream_sync", device)
             self._check(self._call("memset")(address, pattern[0], nbytes), "memset", device)

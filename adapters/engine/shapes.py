@@ -4,6 +4,8 @@ Names, argument order and numbers are those of the public CUDA and HIP reference
 """
 from __future__ import annotations
 
+import re
+
 from ...hal.errors import (
     ArgumentError,
     EnvironmentMissing,
@@ -14,8 +16,9 @@ from ...hal.errors import (
     Timeout,
     Unsupported,
 )
+from .table import Facts
 
-__all__ = ["CUDA_DRIVER", "CUDA_ERRORS", "CUDA_FATAL", "cuda_runtime", "modules"]
+__all__ = ["CUDA_DRIVER", "CUDA_ERRORS", "CUDA_FATAL", "HIP", "HIP_ATTRIBUTES", "HIP_FORMATS", "cuda_runtime", "gfx", "modules"]
 
 # Numbers that CUDA's driver and runtime and all runtimes of their shape have in common; any other is an InternalError.
 CUDA_ERRORS: dict[int, type[HaianError]] = {
@@ -86,3 +89,18 @@ CUDA_DRIVER: dict[str, str] = modules("cu") | {
     "graph_instantiate": "cuGraphInstantiateWithFlags(out, graph, 0:unsigned long long)", "graph_launch": "cuGraphLaunch(exec, stream)",
     "graph_destroy": "cuGraphDestroy(graph)", "exec_destroy": "cuGraphExecDestroy(exec)",
 }
+
+HIP: dict[str, str] = cuda_runtime(
+    "hip", properties="hipGetDevicePropertiesR0600|hipGetDeviceProperties(text, device)", host_malloc="hipHostMalloc(out, n, 0)",
+    host_free="hipHostFree(ptr)", copy_2d="hipMemcpy2DAsync(dst, pitch_d, src, pitch_s, width, height, kind, stream)",
+    memset16="hipMemsetD16Async(ptr, value:unsigned short, n, stream)", memset32="hipMemsetD32Async(ptr, value, n, stream)",
+) | modules("hip", "ModuleLaunchKernel")
+# hipDeviceAttribute_t of HIP 6: an enum of its own, not CUDA's numbers
+HIP_ATTRIBUTES = {"max_threads": 56, "grid_x": 29, "grid_y": 30, "grid_z": 31, "multiprocessors": 63, "shared": 74, "warp": 87}
+HIP_FORMATS = {"hsaco": (b"\x7fELF", b"__CLANG_OFFLOAD_BUNDLE__")}
+
+
+def gfx(f: Facts) -> str:
+    """The gfx name stands in the properties struct, whose layout moved with HIP 6; the text is found in either."""
+    found = re.search(r"gfx[0-9a-f]{3,4}", f.text)
+    return found[0] if found else ""

@@ -15,7 +15,7 @@ symbol the library lacks, is absent; the groups of functions that need it are th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...hal.errors import HaianError
 
@@ -91,6 +91,10 @@ class Xccl:
     unique_id_bytes: int = 128
     grouped: bool = True  # <prefix>GroupStart, GroupEnd
     calls: Mapping[str, str] = field(default_factory=dict)  # where names or argument order are not NCCL's
+
+    def at(self, *paths: str) -> Xccl:
+        """The same library looked for elsewhere."""
+        return replace(self, paths=paths)
 
 
 # NCCL's public numbers, which the NCCL-shaped libraries share (2.24 added the two float8).

@@ -27,12 +27,32 @@ def _attributes(threads: int, grid: int, shared: int, units: int, *more: tuple[i
     return ",".join(f"{{{a},{b}}}" for a, b in pairs)
 
 
+_HIP = {"P": "hip", "M": "hip", "LAUNCH": "ModuleLaunchKernel", "PROPERTIES": "GetDevicePropertiesR0600", "PINNED": "HostMalloc", "PINNED_FLAGS": "7",
+        "PINNED_FREE": "HostFree", "ARCH_OFFSET": "1160", "ATTRIBUTES": _attributes(56, 29, 74, 63, (87, 64))}
 # name -> (front end, definitions, file name of the vendor's library)
 STANDINS: dict[str, tuple[str, dict[str, str], str]] = {
     "cuda": ("cuda_driver.c", {}, "libcuda.so.1"),
-    "hip": ("runtime.c", {"P": "hip", "M": "hip", "LAUNCH": "ModuleLaunchKernel", "PROPERTIES": "GetDevicePropertiesR0600", "PINNED": "HostMalloc",
-                          "PINNED_FLAGS": "7", "PINNED_FREE": "HostFree", "MODEL": '"stand-in Instinct"', "ARCH": '"gfx942:sramecc+:xnack-"',
-                          "ARCH_OFFSET": "1160", "ATTRIBUTES": _attributes(56, 29, 74, 63, (87, 64))}, "libamdhip64.so.6"),
+    "thead": ("cuda_driver.c", {}, "libcuda.so.1"),
+    "hip": ("runtime.c", _HIP | {"MODEL": '"stand-in Instinct"', "ARCH": '"gfx942:sramecc+:xnack-"'}, "libamdhip64.so.6"),
+    "hygon": ("runtime.c", _HIP | {"MODEL": '"stand-in DCU"', "ARCH": '"gfx928:sramecc+:xnack-"'}, "libgalaxyhip.so.5"),
+    "iluvatar": ("runtime.c", {"P": "cuda", "M": "cu", "MODULE_INIT": "1", "LAUNCH": "LaunchKernel", "MODEL": '"stand-in BI-V150"',
+                               "ATTRIBUTES": _attributes(1, 5, 8, 16, (10, 64), (75, 7), (76, 1))}, "libcudart.so"),
+    "mthreads": ("runtime.c", {"P": "musa", "M": "mu", "MODULE_INIT": "1", "LAUNCH": "LaunchKernel", "MODEL": '"stand-in MTT S5000"',
+                               "ATTRIBUTES": _attributes(1, 5, 97, 16, (10, 32), (75, 3), (76, 1))}, "libmusart.so.5"),
+    "metax": ("runtime.c", {"P": "mc", "M": "mc", "LAUNCH": "ModuleLaunchKernel", "MODEL": '"stand-in C500"', "CODE_OOM": "10007",
+                            "ATTRIBUTES": _attributes(0, 4, 7, 16, (9, 64), (21, 10), (22, 0))}, "libmcruntime.so"),
+    "enflame": ("runtime.c", {"P": "tops", "M": "tops", "LAUNCH": "ModuleLaunchKernel", "MODEL": '"stand-in S60"', "ARCH": '"gcu300"',
+                              "ARCH_OFFSET": "700", "PINNED": "HostMalloc", "PINNED_FLAGS": "7", "PINNED_FREE": "HostFree",
+                              "ATTRIBUTES": _attributes(9, 6, 11, 10)}, "libtopsrt.so"),
+    "sunrise": ("runtime.c", {"P": "tang", "M": "ta", "MODULE_INIT": "1", "MODULE_SIZE": "1", "LAUNCH": "LaunchKernel", "MODEL": '"stand-in S2"',
+                              "NO_AUTO": "1", "CODE_OOM": "3006", "CODE_CAPTURE": "306", "ATTRIBUTES": _attributes(4, 8, 0, 13, (2, 32))},
+                "libtangrt_shared.so"),
+    "biren": ("runtime.c", {"P": "su", "MODEL": '"stand-in BR100"', "MALLOC": "MallocDevice", "PINNED_FLAGS": "7", "STREAM_FIRST": "1", "NO_EXTRAS": "1",
+                            "NO_GRAPH": "1", "ATTRIBUTES": "{-1,0}"}, "libsupa-runtime.so"),
+    "tsingmicro": ("runtime.c", {"P": "tx", "MODEL": '"stand-in TX81"', "NO_WAIT_FLAGS": "1", "NO_MEMSET": "1", "NO_AUTO": "1", "NO_EXTRAS": "1",
+                                 "NO_GRAPH": "1", "NO_INFO": "1", "ATTRIBUTES": "{-1,0}"}, "libhpgr.so"),
+    "sdaa": ("runtime.c", {"P": "sdaa", "MODEL": '"stand-in T100"', "NO_AUTO": "1", "NO_EXTRAS": "1", "NO_GRAPH": "1", "ATTRIBUTES": "{-1,0}"},
+             "libsdaart.so"),
 }
 
 

@@ -19,7 +19,7 @@ static int cuda_code(int code) {
   return numbers[code];
 }
 
-static const char *cuda_text(int code) {
+__attribute__((unused)) static const char *cuda_text(int code) {
   switch (code) {
     case 0:
       return "no error";
@@ -53,8 +53,8 @@ static const char *cuda_text(int code) {
 }
 
 /* Kernel parameters are pointers to values of the kernel's own types; read now, as a launch does. */
-static int launch(int device, void *stream, void *function, const unsigned grid[3], const unsigned block[3],
-                  unsigned shared, void **params) {
+__attribute__((unused)) static int launch(int device, void *stream, void *function, const unsigned grid[3],
+                                          const unsigned block[3], unsigned shared, void **params) {
   const char *types = si_arguments(function);
   uint64_t values[SI_ARGS] = {0};
   if (!types) return SI_HANDLE;

@@ -5,7 +5,7 @@
  *   PINNED_FLAGS  pinned memory takes flags             STREAM_FIRST  the stream stands before the copy direction
  *   NO_AUTO       direction 4 does not exist            NO_WAIT_FLAGS StreamWaitEvent takes two arguments
  *   M LAUNCH MODULE_SIZE                                see modules.h; without M the runtime has no modules
- *   MODULE_INIT   the module API wants <M>Init first    NO_GRAPH NO_EXTRAS  what the runtime lacks
+ *   MODULE_INIT   the module API wants <M>Init first    NO_GRAPH NO_EXTRAS NO_MEMSET NO_INFO  what the runtime lacks
  */
 #include <stdlib.h>
 #include <string.h>
@@ -73,6 +73,7 @@ int F(GetLastError)(void) {
   return code;
 }
 
+#ifndef NO_INFO
 const char *F(GetErrorString)(int code) { return cuda_text(code); }
 
 int F(PROPERTIES)(void *properties, int device) {
@@ -98,6 +99,7 @@ int F(MemGetInfo)(size_t *free_bytes, size_t *total) {
   *total = t;
   return done(si_state(current));
 }
+#endif
 
 #ifndef NO_EXTRAS
 int F(DeviceGetPCIBusId)(char *text, int length, int device) {
@@ -150,10 +152,12 @@ int F(MemcpyAsync)(void *dst, const void *src, size_t n, int kind, void *stream)
   return done(si_copy(current, stream, dst, src, n, direction(kind), 1));
 }
 
+#ifndef NO_MEMSET
 int F(Memset)(void *p, int value, size_t n) { return done(si_fill(current, NULL, p, (uint8_t)value, 1, n, 0)); }
 int F(MemsetAsync)(void *p, int value, size_t n, void *stream) {
   return done(si_fill(current, stream, p, (uint8_t)value, 1, n, 1));
 }
+#endif
 
 #ifndef NO_EXTRAS
 int F(MemcpyPeerAsync)(void *dst, int dst_device, const void *src, int src_device, size_t n, void *stream) {
