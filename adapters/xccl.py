@@ -26,6 +26,7 @@ from haian.hal.errors import (
     Timeout,
     Unsupported,
 )
+from haian.hal.host_queues import Handles
 
 __all__ = ["BKCL", "CNCL", "ECCL", "HCCL", "LIBRARIES", "MCCL_MACA", "MCCL_MUSA", "NCCL", "PCCL", "RCCL", "Collectives", "Library", "VendorCommunicators"]
 
@@ -367,89 +368,120 @@ def _alternates(symbols: str | tuple[str, ...]) -> tuple[str, ...]:
     return (symbols,) if isinstance(symbols, str) else symbols
 
 
-class VendorCommunicators:
-    """The comm group of a driver over a Library: mixed in before Driver, with ``_collectives`` set (or loaded when asked).
+class _Comm:
+    """One rank of a vendor's communicator."""
 
-    The driver gives ``_comm_enter(device)``, which makes the device the thread's current one, and ``_comm_stream(stream)``,
-    the vendor's pointer of a stream handle.
+    def __init__(self, device: int, rank: int, pointer: int) -> None:
+        self.device, self.rank, self.pointer = device, rank, pointer
+        self.gone = False  # aborted: the library has freed it
+
+
+class VendorCommunicators:
+    """The comm group of a driver over a Library, mixed in before Driver (or TableDriver).
+
+    The driver has ``_enter(device)``, which makes the device the thread's current one, and ``_stream(stream)``, the vendor's
+    pointer behind a stream handle (TableDriver's are these), or overrides ``_comm_enter`` and ``_comm_stream``; and it sets
+    ``collectives``, the table, or ``_library``, one already loaded.
+    ``offers("comm")`` is to ask ``has_collectives``: without a library collectives are staged through the host.
     """
 
     comm_keeps_timeout = False  # these libraries wait for ever: hal/comm.py watches
-    _collectives: Library
+    collectives: Collectives | None = None
+    _library: Library | None = None
+    _library_error: HaianError | None = None
+    _ranks: Handles | None = None
 
     def _comm_enter(self, device: int) -> None:
-        raise NotImplementedError
+        self._enter(device)  # type: ignore[attr-defined]
 
     def _comm_stream(self, stream: int) -> int:
-        return stream
+        return self._stream(stream)  # type: ignore[attr-defined]
+
+    def _load(self) -> Library:
+        """The library, looked for once.
+
+        Raises:
+            EnvironmentMissing: there is none, as often as asked.
+        """
+        if self._library is None and self._library_error is None:
+            try:
+                if self.collectives is None:
+                    raise EnvironmentMissing("no collective library is known for this vendor; collectives go through the host")
+                self._library = Library(self.collectives)
+            except HaianError as e:
+                self._library_error = e
+        if self._library is None:
+            raise self._library_error or InternalError("no collective library")
+        return self._library
+
+    def has_collectives(self) -> bool:
+        """Whether the library is there."""
+        try:
+            self._load()
+        except HaianError:  # why stands in _library_error
+            return False
+        return True
+
+    def _comm_at(self, comm: int) -> _Comm:
+        """A live communicator, its device entered."""
+        if self._ranks is None:
+            raise InvalidHandle(f"communicator {comm:#x} is not alive; make a new one")
+        found = self._ranks.get(comm, _Comm)
+        if found.gone:
+            raise InvalidHandle(f"communicator {comm:#x} was aborted; make a new one")
+        self._comm_enter(found.device)
+        return found
 
     def comm_unique_id(self) -> bytes:
-        return self._collectives.unique_id()
+        """As long as the library's: 128 bytes for most, 4108 for HCCL, which drivers in C cannot pass on."""
+        return self._load().unique_id()
 
     def comm_init(self, device: int, world: int, rank: int, unique_id: bytes) -> int:
         self._comm_enter(device)
-        comm = self._collectives.init(device, world, rank, unique_id)
-        self.__dict__.setdefault("_comm_rows", {})[comm] = (device, rank)
-        return comm
-
-    def _comm_at(self, comm: int) -> tuple[int, int]:
-        """(device, rank), with the device entered."""
-        found = self.__dict__.get("_comm_rows", {}).get(comm)
-        if found is None:
-            raise InvalidHandle(f"{self._collectives.table.name}: communicator {comm:#x} is not alive; make a new one")
-        self._comm_enter(found[0])
-        return found
+        made = _Comm(device, rank, self._load().init(device, world, rank, unique_id))
+        if self._ranks is None:
+            self._ranks = Handles("communicators")
+        return self._ranks.add(made)
 
     def comm_destroy(self, comm: int) -> None:
         """After an abort there is nothing left to destroy: the library freed it."""
-        rows = self.__dict__.get("_comm_rows", {})
-        if comm in self.__dict__.get("_comm_aborted", set()):
-            self.__dict__["_comm_aborted"].discard(comm)
-            return
-        self._comm_at(comm)
-        del rows[comm]
-        self._collectives.destroy(comm)
+        found = self._ranks.remove(comm, _Comm) if self._ranks is not None else self._comm_at(comm)
+        if not found.gone:
+            self._comm_enter(found.device)
+            self._load().destroy(found.pointer)
 
     def comm_abort(self, comm: int) -> None:
-        self._comm_at(comm)
-        if self._collectives.abort(comm):
-            del self.__dict__["_comm_rows"][comm]
-            self.__dict__.setdefault("_comm_aborted", set()).add(comm)
+        found = self._comm_at(comm)
+        found.gone = self._load().abort(found.pointer)
 
     def comm_all_reduce(self, comm: int, send: int, recv: int, count: int, dtype: str, op: str, stream: int) -> None:
-        self._comm_at(comm)
-        self._collectives.all_reduce(comm, send, recv, count, dtype, op, self._comm_stream(stream))
+        self._load().all_reduce(self._comm_at(comm).pointer, send, recv, count, dtype, op, self._comm_stream(stream))
 
     def comm_all_gather(self, comm: int, send: int, recv: int, count: int, dtype: str, stream: int) -> None:
-        self._comm_at(comm)
-        self._collectives.all_gather(comm, send, recv, count, dtype, self._comm_stream(stream))
+        self._load().all_gather(self._comm_at(comm).pointer, send, recv, count, dtype, self._comm_stream(stream))
 
     def comm_reduce_scatter(self, comm: int, send: int, recv: int, count: int, dtype: str, op: str, stream: int) -> None:
-        self._comm_at(comm)
-        self._collectives.reduce_scatter(comm, send, recv, count, dtype, op, self._comm_stream(stream))
+        self._load().reduce_scatter(self._comm_at(comm).pointer, send, recv, count, dtype, op, self._comm_stream(stream))
 
     def comm_broadcast(self, comm: int, send: int, recv: int, count: int, dtype: str, root: int, stream: int) -> None:
-        device, rank = self._comm_at(comm)
-        if self._collectives.one_buffer and rank == root and send != recv and count:
-            self.copy(device, Copy(DEVICE_TO_DEVICE, recv, send, count * BY_NAME[dtype].itemsize), stream)  # type: ignore[attr-defined]
-        self._collectives.broadcast(comm, send, recv, count, dtype, root, self._comm_stream(stream))
+        found, library = self._comm_at(comm), self._load()
+        if library.one_buffer and found.rank == root and send != recv and count:
+            self.copy(found.device, Copy(DEVICE_TO_DEVICE, recv, send, count * BY_NAME[dtype].itemsize), stream)  # type: ignore[attr-defined]
+        library.broadcast(found.pointer, send, recv, count, dtype, root, self._comm_stream(stream))
 
     def comm_send(self, comm: int, send: int, count: int, dtype: str, peer: int, stream: int) -> None:
-        self._comm_at(comm)
-        self._collectives.send(comm, send, count, dtype, peer, self._comm_stream(stream))
+        self._load().send(self._comm_at(comm).pointer, send, count, dtype, peer, self._comm_stream(stream))
 
     def comm_recv(self, comm: int, recv: int, count: int, dtype: str, peer: int, stream: int) -> None:
-        self._comm_at(comm)
-        self._collectives.recv(comm, recv, count, dtype, peer, self._comm_stream(stream))
+        self._load().recv(self._comm_at(comm).pointer, recv, count, dtype, peer, self._comm_stream(stream))
 
     def comm_group_begin(self, comm: int) -> None:
         self._comm_at(comm)
-        self._collectives.group_begin()
+        self._load().group_begin()
 
     def comm_group_end(self, comm: int) -> None:
         self._comm_at(comm)
-        self._collectives.group_end()
+        self._load().group_end()
 
     def comm_async_error(self, comm: int) -> None:
-        self._comm_at(comm)
-        self._collectives.async_error(comm)
+        self._load().async_error(self._comm_at(comm).pointer)

@@ -305,11 +305,14 @@ class Driver:
     # ---- optional: communicators (absent: the host stages collectives, see comm.py) ----------------------------------
     # Addresses are device addresses; dtype is a name of dtype.py; count is in elements; op is sum, prod, max, min or avg.
     def comm_unique_id(self) -> bytes:
-        """At most 128 bytes that rank 0 makes and every rank passes to ``comm_init``."""
+        """Bytes that one rank makes and every rank passes to ``comm_init``: at most 128 in C, in Python as many as it takes."""
         raise Unsupported(f"{self.name}: no communicators; collectives go through the host")
 
     def comm_init(self, device: int, world: int, rank: int, unique_id: bytes) -> int:
-        """Blocks until all ranks have come."""
+        """Blocks until all ranks have come: where the driver can, no longer than ``hal.comm.timeout_s()``, then Timeout.
+
+        A driver whose calls keep that limit too sets ``comm_keeps_timeout = True``; otherwise the host watches and aborts.
+        """
         raise Unsupported(f"{self.name}: no communicators")
 
     def comm_destroy(self, comm: int) -> None:

@@ -329,7 +329,7 @@ def test_messages_that_differ():
     got = ranks(comms, lambda c: c.send(empty(5), 1) if c.rank == 0 else c.recv(empty(4), 0), catch=True)
     assert isinstance(got[1], Timeout) and "rank 0 sent 5 float32, rank 1 receives 4 float32" in str(got[1])
     with pytest.raises(Timeout, match="rank 1"):
-        comms[0].all_reduce(empty(1))
+        comms[0].check()
     close(comms)
 
 
@@ -578,11 +578,14 @@ class StandinDriver(xccl.VendorCommunicators, CpuDriver):
     def __init__(self, library):
         super().__init__()
         self.name = f"standin{next(_names)}"
-        self._collectives = library
+        self._library = library
         self.entered = set()
 
     def _comm_enter(self, device):
         self.entered.add(device)
+
+    def _comm_stream(self, stream):
+        return stream  # the stand-ins ignore it
 
 
 def _standin(built, name, ranks_=2, **options):
@@ -678,6 +681,13 @@ def test_libraries_are_told_apart_and_missing_ones_are_named(built, tmp_path, mo
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / "bkcl.h").write_text(BKCL_HEADER)
     assert xccl.Library(xccl.BKCL, built("bkcl")).table.dtypes["int64"] == 5
+    driver = xccl.VendorCommunicators()
+    assert not driver.has_collectives() and "known for this vendor" in str(driver._library_error)
+    driver = xccl.VendorCommunicators()
+    driver.collectives = replace(xccl.PCCL, libraries=(built("pccl"),))
+    assert driver.has_collectives() and len(driver.comm_unique_id()) == 128
+    with pytest.raises(InvalidHandle, match="not alive"):
+        driver.comm_abort(1)
     library = xccl.Library(xccl.HCCL, built("hccl"))
     assert len(library.unique_id()) == 4108
     with pytest.raises(ArgumentError, match="4108"):
