@@ -13,11 +13,12 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from .._native import Buffer
 from .driver import Capabilities, Driver, ProfileRecord, Telemetry
 from .errors import HaianError, Unsupported
 
 if TYPE_CHECKING:
-    from .memory import Allocator, Buffer
+    from .memory import Allocator
     from .stream import Event, Stream
     from .tensor import Tensor
 
@@ -97,8 +98,8 @@ class Device:
         Raises:
             OutOfMemory: even after giving the cache back.  ArgumentError: nbytes < 1.
         """
-        from .memory import Buffer
-        self._reap()
+        if self._later or self._abandoned:
+            self._reap()
         return Buffer(self, nbytes, self.current_stream if stream is None else stream)
 
     def empty(self, shape: tuple[int, ...] | list[int] | int, dtype: object = "float32") -> Tensor:

@@ -1,52 +1,10 @@
-/* haian._native.Allocator and Buffer over cache.c, above a driver in Python or in C.
+/* haian._native.Allocator over cache.c, above a driver in Python or in C.  Not here: Buffer (py_buffer.c).
  *
- * Buffer(device, nbytes, stream) and its end are the hot pair: headers are recycled, and the handle of the stream is kept
- * with a weak reference to it, since fetching stream.device and stream.handle costs more than the allocation.
- * A driver in Python is called with the GIL; around calls that may reach a driver in C it is given up.  Neither type is
- * tracked by the cycle collector: what they refer to (device, driver) refers to no buffer. */
-#include "py_tensor.h"
-
+ * A driver in Python is called with the GIL; around calls that may reach a driver in C it is given up. */
+#include "py_cache.h"
 #include <sched.h>
 #include <string.h>
-#include <structmember.h>
 
-#include "cache.h"
-
-#if PY_VERSION_HEX < 0x030D0000
-#define Py_BEGIN_CRITICAL_SECTION(o) {
-#define Py_END_CRITICAL_SECTION() }
-#endif
-
-enum { N_SEEN = 8, N_SPARE = 256, N_INLINE = 2 };
-
-typedef struct allocator {
-  PyObject_HEAD haian_cache *cache;
-  haian_cache_driver calls;
-  PyObject *driver, *index;
-  int python; /* the driver is called through its Python methods */
-  struct {    /* streams of this device: Buffer's shortcut */
-    PyObject *ref;
-    uint64_t handle;
-  } seen[N_SEEN];
-} allocator;
-
-/* A stream whose queued work uses the bytes; after: that work comes after the latest write. */
-typedef struct user {
-  uint64_t stream;
-  int after;
-} user;
-
-typedef struct buffer {
-  PyObject_HEAD PyObject *device;
-  allocator *allocator;
-  haian_cache_block *block; /* NULL: freed */
-  uint64_t address, nbytes, writer;
-  uint32_t n_users, room;
-  user *users; /* own, or more on the heap */
-  user own[N_INLINE];
-} buffer;
-
-static PyTypeObject allocator_type, buffer_type;
 static PyObject *haian_error; /* errors.HaianError */
 
 /* ---- a driver in Python ---------------------------------------------------------------------------------------------- */
@@ -71,7 +29,7 @@ static const char *const call_names[N_CALLS] = {
     "alloc",        "free",         "sync",        "stream_sync", "stream_destroy", "stream_wait_event",
     "event_create", "event_record", "event_query", "event_sync",  "mem_info",       "pool",
     "carve",        "uncarve"};
-static PyObject *names[N_CALLS], *name_allocator, *name_device, *name_handle, *name_code, *name_name;
+static PyObject *names[N_CALLS], *name_code;
 
 /* The code of the exception that is set, which stays set; HAIAN_CACHE_RAISED for one that is not haian's. */
 static int32_t failure(void) {
@@ -213,8 +171,7 @@ static PyObject *raise(int32_t status) {
 }
 
 /* ---- numbers from Python --------------------------------------------------------------------------------------------- */
-/* Any integer as 64 bits; saturates where `saturate`, else refuses; -1 with an exception. */
-static int read_u64(PyObject *o, uint64_t *out, int saturate, const char *what) {
+int haian_any_u64(PyObject *o, uint64_t *out, int saturate, const char *what) {
   PyObject *index = PyNumber_Index(o);
   if (!index) return -1;
   int overflow = 0;
@@ -241,7 +198,7 @@ static int read_u64(PyObject *o, uint64_t *out, int saturate, const char *what) 
 /* Attribute with an unsigned integer. */
 static int read_fact(PyObject *facts, const char *name, uint64_t *out) {
   PyObject *value = PyObject_GetAttrString(facts, name);
-  const int bad = !value || read_u64(value, out, 1, name);
+  const int bad = !value || haian_read_u64(value, out, 1, name);
   Py_XDECREF(value);
   return bad ? -1 : 0;
 }
@@ -254,7 +211,7 @@ static uint64_t *read_handles(PyObject *iterable, uint32_t *n) {
   uint64_t *out = PyMem_Malloc(sizeof *out * (size_t)(count + 1));
   if (!out) PyErr_NoMemory();
   for (Py_ssize_t i = 0; out && i < count; i++) {
-    if (read_u64(PyTuple_GET_ITEM(all, i), &out[i], 0, "a stream's handle")) {
+    if (haian_read_u64(PyTuple_GET_ITEM(all, i), &out[i], 0, "a stream's handle")) {
       PyMem_Free(out);
       out = NULL;
     }
@@ -298,7 +255,7 @@ static PyObject *allocator_new(PyTypeObject *type, PyObject *args, PyObject *kwa
   if (!carve && safe) { /* (calls on one stream are serialised by the Python methods only) */
     PyObject *t = PyObject_GetAttrString(driver, "hal_table");
     if (!t) PyErr_Clear();
-    const int bad = t && t != Py_None && read_u64(t, &table, 0, "hal_table");
+    const int bad = t && t != Py_None && haian_read_u64(t, &table, 0, "hal_table");
     Py_XDECREF(t);
     if (bad) return NULL;
   }
@@ -346,10 +303,8 @@ static void allocator_dealloc(PyObject *self) {
   Py_TYPE(self)->tp_free(self);
 }
 
-/* A block, from the cache if there is one; NULL with an exception. */
-static inline haian_cache_block *take(allocator *a, uint64_t nbytes, uint64_t stream) {
-  haian_cache_block *b = haian_cache_take_cached(a->cache, nbytes, stream);
-  if (b) return b;
+haian_cache_block *haian_allocator_ask(allocator *a, uint64_t nbytes, uint64_t stream) {
+  haian_cache_block *b = NULL;
   PyThreadState *saved = enter(a);
   const int32_t status = haian_cache_take(a->cache, nbytes, stream, &b);
   leave(saved);
@@ -361,8 +316,9 @@ static PyObject *allocator_take(PyObject *self, PyObject *const *args, Py_ssize_
   allocator *a = (allocator *)self;
   uint64_t nbytes, stream = 0;
   if (n < 1 || n > 2) return PyErr_Format(PyExc_TypeError, "take(nbytes, stream=0): %zd arguments came", n);
-  if (read_u64(args[0], &nbytes, 1, "nbytes") || (n > 1 && read_u64(args[1], &stream, 0, "stream"))) return NULL;
-  haian_cache_block *b = take(a, nbytes, stream);
+  if (haian_read_u64(args[0], &nbytes, 1, "nbytes") || (n > 1 && haian_read_u64(args[1], &stream, 0, "stream")))
+    return NULL;
+  haian_cache_block *b = haian_allocator_take(a, nbytes, stream);
   if (!b) return NULL;
   const int32_t status = haian_cache_list(a->cache, b);
   if (status) {
@@ -377,7 +333,7 @@ static PyObject *allocator_give(PyObject *self, PyObject *const *args, Py_ssize_
   uint64_t address, *users = NULL;
   uint32_t n_users = 0;
   if (n < 1 || n > 2) return PyErr_Format(PyExc_TypeError, "give(address, users=()): %zd arguments came", n);
-  if (read_u64(args[0], &address, 0, "address")) return NULL;
+  if (haian_read_u64(args[0], &address, 0, "address")) return NULL;
   if (n > 1 && !(users = read_handles(args[1], &n_users))) return NULL;
   haian_cache_block *b = haian_cache_claim(a->cache, address);
   if (b) haian_cache_give(a->cache, b, users, n_users);
@@ -389,7 +345,7 @@ static PyObject *allocator_give(PyObject *self, PyObject *const *args, Py_ssize_
   Py_RETURN_NONE;
 }
 
-static int order(allocator *a, const uint64_t *users, uint32_t n, uint64_t stream) {
+int haian_allocator_order(allocator *a, const uint64_t *users, uint32_t n, uint64_t stream) {
   PyThreadState *saved = enter(a);
   const int32_t status = haian_cache_order(a->cache, users, n, stream);
   leave(saved);
@@ -400,10 +356,10 @@ static PyObject *allocator_order(PyObject *self, PyObject *const *args, Py_ssize
   uint64_t stream;
   uint32_t n_users;
   if (n != 2) return PyErr_Format(PyExc_TypeError, "order(users, stream): %zd arguments came", n);
-  if (read_u64(args[1], &stream, 0, "stream")) return NULL;
+  if (haian_read_u64(args[1], &stream, 0, "stream")) return NULL;
   uint64_t *users = read_handles(args[0], &n_users);
   if (!users) return NULL;
-  const int bad = order((allocator *)self, users, n_users, stream);
+  const int bad = haian_allocator_order((allocator *)self, users, n_users, stream);
   PyMem_Free(users);
   if (bad) return NULL;
   Py_RETURN_NONE;
@@ -411,14 +367,14 @@ static PyObject *allocator_order(PyObject *self, PyObject *const *args, Py_ssize
 
 static PyObject *allocator_opened(PyObject *self, PyObject *arg) {
   uint64_t stream;
-  if (read_u64(arg, &stream, 0, "stream")) return NULL;
+  if (haian_read_u64(arg, &stream, 0, "stream")) return NULL;
   const int32_t status = haian_cache_stream_opened(((allocator *)self)->cache, stream);
   if (status) return raise(status);
   Py_RETURN_NONE;
 }
 static PyObject *allocator_close(PyObject *self, PyObject *arg) {
   uint64_t stream;
-  if (read_u64(arg, &stream, 0, "stream")) return NULL;
+  if (haian_read_u64(arg, &stream, 0, "stream")) return NULL;
   PyThreadState *saved = enter((allocator *)self);
   const int32_t status = haian_cache_stream_close(((allocator *)self)->cache, stream);
   leave(saved);
@@ -491,7 +447,7 @@ static PyMethodDef allocator_methods[] = {
     {0}};
 static PyGetSetDef allocator_getset[] = {
     {"_segments", allocator_segments, NULL, "Bytes by address of each segment.", NULL}, {0}};
-static PyTypeObject allocator_type = {
+PyTypeObject haian_allocator_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "haian.hal.memory.Allocator",
     .tp_basicsize = sizeof(allocator),
     .tp_flags = Py_TPFLAGS_DEFAULT,
@@ -505,331 +461,11 @@ static PyTypeObject allocator_type = {
     .tp_methods = allocator_methods,
     .tp_getset = allocator_getset};
 
-/* ---- Buffer ---------------------------------------------------------------------------------------------------------- */
-#ifndef Py_GIL_DISABLED
-static buffer *spare[N_SPARE];
-static int n_spare;
-#endif
-
-static PyObject *referent(PyObject *ref) { /* borrowed: only for comparing */
-#if PY_VERSION_HEX < 0x030D0000
-  return PyWeakref_GET_OBJECT(ref);
-#else
-  PyObject *o = NULL;
-  PyWeakref_GetRef(ref, &o);
-  Py_XDECREF(o);
-  return o;
-#endif
-}
-
-/* The stream's handle, where it is of this device; -1 with an exception. */
-static int handle_of(allocator *a, PyObject *device, PyObject *stream, uint64_t *handle) {
-#ifndef Py_GIL_DISABLED
-  const unsigned slot = (unsigned)((uintptr_t)stream >> 5) % N_SEEN;
-  if (a->seen[slot].ref && referent(a->seen[slot].ref) == stream) {
-    *handle = a->seen[slot].handle;
-    return 0;
-  }
-#endif
-  PyObject *of = PyObject_GetAttr(stream, name_device);
-  if (!of) return -1;
-  const int same = of == device ? 1 : PyObject_RichCompareBool(of, device, Py_EQ);
-  if (same == 0) {
-    PyObject *here = PyObject_GetAttr(device, name_name), *there = PyObject_GetAttr(of, name_name);
-    PyObject *text = here && there
-                         ? PyUnicode_FromFormat("%U: memory for a stream of %U; use a stream of %U", here, there, here)
-                         : NULL;
-    if (text) haian_raise_text(HAIAN_INVALID_ARGUMENT, "%s", PyUnicode_AsUTF8(text));
-    Py_XDECREF(here);
-    Py_XDECREF(there);
-    Py_XDECREF(text);
-  }
-  Py_DECREF(of);
-  if (same != 1) return -1;
-  PyObject *number = PyObject_GetAttr(stream, name_handle);
-  const int bad = !number || read_u64(number, handle, 0, "stream.handle");
-  Py_XDECREF(number);
-  if (bad) return -1;
-#ifndef Py_GIL_DISABLED
-  PyObject *ref = PyWeakref_NewRef(stream, NULL);
-  if (!ref) {
-    PyErr_Clear(); /* a stream without weak references is asked each time */
-    return 0;
-  }
-  a->seen[slot].handle = *handle;
-  Py_XSETREF(a->seen[slot].ref, ref);
-#endif
-  return 0;
-}
-
-static void too_few(PyObject *device, long long nbytes) {
-  PyObject *name = PyObject_GetAttr(device, name_name);
-  if (name)
-    haian_raise_text(HAIAN_INVALID_ARGUMENT, "%s: %lld bytes asked for; ask for at least 1", PyUnicode_AsUTF8(name),
-                     nbytes);
-  Py_XDECREF(name);
-}
-
-static PyObject *buffer_make(PyObject *type, PyObject *const *args, size_t nargsf, PyObject *kwnames) {
-  (void)type;
-  uint64_t nbytes, stream;
-  if (PyVectorcall_NARGS(nargsf) != 3 || kwnames)
-    return PyErr_Format(PyExc_TypeError,
-                        "Buffer(device, nbytes, stream): needs these three by position; use device.allocate");
-  PyObject *device = args[0];
-  PyObject *found = PyObject_GetAttr(device, name_allocator);
-  if (!found) return NULL;
-  if (Py_TYPE(found) != &allocator_type) {
-    PyErr_Format(PyExc_TypeError, "Buffer: device.allocator is a %s; needs haian's Allocator", Py_TYPE(found)->tp_name);
-    Py_DECREF(found);
-    return NULL;
-  }
-  allocator *a = (allocator *)found;
-  haian_cache_block *block = NULL;
-  if (!handle_of(a, device, args[2], &stream)) {
-    int overflow;
-    const long long n =
-        PyLong_CheckExact(args[1]) ? PyLong_AsLongLongAndOverflow(args[1], &overflow) : (overflow = 1, 0);
-    if (!overflow && n > 0) nbytes = (uint64_t)n;
-    else if (!overflow) too_few(device, n);
-    if (!PyErr_Occurred() && (!overflow || !read_u64(args[1], &nbytes, 1, "nbytes"))) block = take(a, nbytes, stream);
-  }
-  buffer *b = NULL;
-  if (block) {
-#ifndef Py_GIL_DISABLED
-    if (n_spare) {
-      b = spare[--n_spare];
-      PyObject_Init((PyObject *)b, &buffer_type);
-    } else
-#endif
-      b = PyObject_New(buffer, &buffer_type);
-    if (!b) haian_cache_give(a->cache, block, &stream, 1);
-  }
-  if (!b) {
-    Py_DECREF(found);
-    return NULL;
-  }
-  b->device = Py_NewRef(device);
-  b->allocator = a;
-  b->block = block;
-  b->address = block->address;
-  b->nbytes = nbytes;
-  b->writer = stream;
-  b->n_users = 1;
-  b->room = N_INLINE;
-  b->users = b->own;
-  b->own[0] = (user){stream, 1};
-  return (PyObject *)b;
-}
-
-/* Gives the block back; 0 where that was done before. */
-static int give_back(buffer *b) {
-  haian_cache_block *block = NULL;
-  uint64_t few[8], *handles = few;
-  uint32_t n = 0;
-  Py_BEGIN_CRITICAL_SECTION(b);
-  block = b->block;
-  b->block = NULL;
-  n = b->n_users;
-  if (n > 8) handles = malloc(sizeof *handles * n);
-  if (!handles) { /* (8 streams' marks are lost only where the host has no memory at all) */
-    handles = few;
-    n = 8;
-  }
-  for (uint32_t i = 0; i < n; i++) handles[i] = b->users[i].stream;
-  Py_END_CRITICAL_SECTION();
-  if (block) haian_cache_give(b->allocator->cache, block, handles, n);
-  if (handles != few) free(handles);
-  return block != NULL;
-}
-
-static void buffer_dealloc(PyObject *self) {
-  buffer *b = (buffer *)self;
-  if (b->block) {
-    if (b->n_users == 1) haian_cache_give(b->allocator->cache, b->block, &b->users[0].stream, 1);
-    else give_back(b);
-  }
-  if (b->users != b->own) PyMem_Free(b->users);
-  PyObject *device = b->device;
-  allocator *a = b->allocator;
-#ifndef Py_GIL_DISABLED
-  if (n_spare < N_SPARE) spare[n_spare++] = b;
-  else
-#endif
-    PyObject_Free(b);
-  Py_DECREF(a);
-  Py_DECREF(device);
-}
-
-/* In the critical section. */
-static user *user_find(buffer *b, uint64_t stream) {
-  for (uint32_t i = 0; i < b->n_users; i++)
-    if (b->users[i].stream == stream) return &b->users[i];
-  return NULL;
-}
-static int user_set(buffer *b, uint64_t stream, int after, int keep) {
-  user *u = user_find(b, stream);
-  if (u) {
-    if (!keep) u->after = after;
-    return 0;
-  }
-  if (b->n_users == b->room) {
-    user *more = PyMem_Malloc(sizeof *more * 2 * b->room);
-    if (!more) return -1;
-    memcpy(more, b->users, sizeof *more * b->n_users);
-    if (b->users != b->own) PyMem_Free(b->users);
-    b->users = more;
-    b->room *= 2;
-  }
-  b->users[b->n_users++] = (user){stream, after};
-  return 0;
-}
-
-static PyObject *buffer_used_on(PyObject *self, PyObject *stream) {
-  uint64_t handle;
-  PyObject *number = PyObject_GetAttr(stream, name_handle);
-  const int bad = !number || read_u64(number, &handle, 0, "stream.handle");
-  Py_XDECREF(number);
-  if (bad) return NULL;
-  int failed;
-  Py_BEGIN_CRITICAL_SECTION(self);
-  failed = user_set((buffer *)self, handle, 0, 1);
-  Py_END_CRITICAL_SECTION();
-  if (failed) return PyErr_NoMemory();
-  Py_RETURN_NONE;
-}
-
-static PyObject *buffer_reads(PyObject *self, PyObject *arg) {
-  buffer *b = (buffer *)self;
-  uint64_t handle, writer;
-  int done, failed;
-  if (read_u64(arg, &handle, 0, "stream")) return NULL;
-  Py_BEGIN_CRITICAL_SECTION(self);
-  user *u = user_find(b, handle);
-  done = u && u->after;
-  writer = b->writer;
-  Py_END_CRITICAL_SECTION();
-  if (done) Py_RETURN_NONE;
-  if (order(b->allocator, &writer, 1, handle)) return NULL;
-  Py_BEGIN_CRITICAL_SECTION(self);
-  failed = user_set(b, handle, 1, 0);
-  Py_END_CRITICAL_SECTION();
-  if (failed) return PyErr_NoMemory();
-  Py_RETURN_NONE;
-}
-
-static PyObject *buffer_writes(PyObject *self, PyObject *arg) {
-  buffer *b = (buffer *)self;
-  uint64_t handle, *users = NULL;
-  uint32_t n;
-  if (read_u64(arg, &handle, 0, "stream")) return NULL;
-  Py_BEGIN_CRITICAL_SECTION(self);
-  n = b->n_users == 1 && b->users[0].stream == handle ? 0 : b->n_users;
-  if (!n) {
-    b->writer = handle;
-  } else {
-    users = PyMem_Malloc(sizeof *users * n);
-    for (uint32_t i = 0; users && i < n; i++) users[i] = b->users[i].stream;
-  }
-  Py_END_CRITICAL_SECTION();
-  if (!n) Py_RETURN_NONE;
-  if (!users) return PyErr_NoMemory();
-  const int bad = order(b->allocator, users, n, handle);
-  PyMem_Free(users);
-  if (bad) return NULL;
-  Py_BEGIN_CRITICAL_SECTION(self);
-  b->n_users = 1;
-  b->users[0] = (user){handle, 1};
-  b->writer = handle;
-  Py_END_CRITICAL_SECTION();
-  Py_RETURN_NONE;
-}
-
-static PyObject *buffer_repr(PyObject *self) {
-  buffer *b = (buffer *)self;
-  PyObject *name = PyObject_GetAttr(b->device, name_name);
-  char at[32];
-  snprintf(at, sizeof at, "%#llx", (unsigned long long)b->address);
-  PyObject *text = name ? PyUnicode_FromFormat("<haian buffer of %llu bytes at %s on %S%s>",
-                                               (unsigned long long)b->nbytes, at, name, b->block ? "" : ", freed")
-                        : NULL;
-  Py_XDECREF(name);
-  return text;
-}
-
-static PyObject *buffer_free(PyObject *self, PyObject *none) {
-  (void)none;
-  if (give_back((buffer *)self)) Py_RETURN_NONE;
-  PyObject *text = buffer_repr(self);
-  if (!text) return NULL;
-  haian_raise_text(HAIAN_INVALID_HANDLE, "%s: freed twice; drop the second call", PyUnicode_AsUTF8(text));
-  Py_DECREF(text);
-  return NULL;
-}
-
-static PyObject *buffer_alive(PyObject *self, void *closure) {
-  (void)closure;
-  return PyBool_FromLong(((buffer *)self)->block != NULL);
-}
-static PyObject *buffer_users(PyObject *self, void *closure) {
-  (void)closure;
-  buffer *b = (buffer *)self;
-  PyObject *list = PyList_New(0);
-  Py_BEGIN_CRITICAL_SECTION(self);
-  for (uint32_t i = 0; list && i < b->n_users; i++) {
-    PyObject *number = PyLong_FromUnsignedLongLong(b->users[i].stream);
-    if (!number || PyList_Append(list, number)) Py_CLEAR(list);
-    Py_XDECREF(number);
-  }
-  Py_END_CRITICAL_SECTION();
-  return list;
-}
-
-static PyMethodDef buffer_methods[] = {
-    {"used_on", buffer_used_on, METH_O,
-     "used_on(stream)\n\nSays that work queued in the stream uses these bytes, so that they are not reused before it "
-     "has passed.\n\n"
-     "Order is the caller's business here; hal.memory.use does both."},
-    {"free", buffer_free, METH_NOARGS,
-     "Gives the bytes back before the last reference goes; a second call is an InvalidHandle."},
-    {"_reads", buffer_reads, METH_O,
-     "_reads(handle): work to be queued in the stream reads the bytes (hal.memory.use)."},
-    {"_writes", buffer_writes, METH_O,
-     "_writes(handle): work to be queued in the stream writes the bytes (hal.memory.use)."},
-    {0}};
-static PyMemberDef buffer_members[] = {{"device", T_OBJECT_EX, offsetof(buffer, device), READONLY, "Where."},
-                                       {"nbytes", T_ULONGLONG, offsetof(buffer, nbytes), READONLY, "As asked for."},
-                                       {"address", T_ULONGLONG, offsetof(buffer, address), READONLY,
-                                        "Of the first byte; aligned to the device's align_bytes."},
-                                       {0}};
-static PyGetSetDef buffer_getset[] = {
-    {"alive", buffer_alive, NULL, "Whether the bytes are still this buffer's.", NULL},
-    {"_users", buffer_users, NULL, "Handles of the streams whose queued work uses the bytes.", NULL},
-    {0}};
-static PyTypeObject buffer_type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "haian.hal.memory.Buffer",
-    .tp_basicsize = sizeof(buffer),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .tp_doc = "nbytes bytes on a device; freed when no longer referenced.  Made by Device.allocate.",
-    .tp_dealloc = buffer_dealloc,
-    .tp_repr = buffer_repr,
-    .tp_vectorcall = buffer_make,
-    .tp_methods = buffer_methods,
-    .tp_members = buffer_members,
-    .tp_getset = buffer_getset};
-
 int haian_init_cache(PyObject *module) {
   for (int i = 0; i < N_CALLS; i++)
     if (!(names[i] = PyUnicode_InternFromString(call_names[i]))) return -1;
-  name_allocator = PyUnicode_InternFromString("allocator");
-  name_device = PyUnicode_InternFromString("device");
-  name_handle = PyUnicode_InternFromString("handle");
   name_code = PyUnicode_InternFromString("code");
-  name_name = PyUnicode_InternFromString("name");
-  if (!name_allocator || !name_device || !name_handle || !name_code || !name_name) return -1;
-  if (PyType_Ready(&allocator_type) || PyType_Ready(&buffer_type)) return -1;
-  return PyModule_AddObjectRef(module, "Allocator", (PyObject *)&allocator_type) ||
-                 PyModule_AddObjectRef(module, "Buffer", (PyObject *)&buffer_type)
-             ? -1
-             : 0;
+  if (!name_code || PyType_Ready(&haian_allocator_type)) return -1;
+  if (PyModule_AddObjectRef(module, "Allocator", (PyObject *)&haian_allocator_type)) return -1;
+  return haian_init_buffer(module);
 }
