@@ -21,12 +21,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ... import _native
 from ...hal.device import Device
 from ...hal.driver import Capabilities, Launch
 from ...hal.errors import ArgumentError, Unsupported
 from ...hal.memory import buffer_of, use
 from ...hal.registry import at
 from ...hal.tensor import Tensor
+from ...hal.validate import Validated
 
 __all__ = ["Compiled", "Data", "F64", "I64", "Step", "by_signature", "capped", "compile_for", "lacks", "launch", "next_power_of_2", "programs", "signature_of"]
 
@@ -69,8 +71,8 @@ class Compiled:
 class Plan:
     """A loaded kernel: what repeated launches of one (kernel, signature, constants, device) share.
 
-    Native launch starts here: handle, threads, shared_bytes and types are all it needs to pack the arguments and call
-    the driver without Python.
+    ``native`` is a ``_native.Launcher`` where the driver can be called from C: then packing the arguments and the launch
+    itself take no Python.
     """
 
     device: Device
@@ -80,6 +82,7 @@ class Plan:
     shared_bytes: int
     types: tuple[str, ...]
     hidden: tuple[tuple[str, int], ...]
+    native: Any = None
 
 
 def next_power_of_2(n: int) -> int:
@@ -110,6 +113,9 @@ def by_signature(when: Callable[..., str]) -> Callable[..., str]:
     """Marks a WHEN that looks at dtypes and choices only: dispatch asks it once a signature, not at every call."""
     when.by_signature = True  # type: ignore[attr-defined]
     return when
+
+
+_native.set_argument_marks(I64, F64, Data, Step)
 
 
 # ---- signatures --------------------------------------------------------------------------------------------------------
@@ -261,8 +267,25 @@ def _plan(key: tuple[Any, ...], device: Device, kernel: Any, signature: tuple[tu
             module = device.driver.module_load(device.index, compiled.image, compiled.format)
             handle = device.driver.get_kernel(module, compiled.name)
             found = _plans[key] = Plan(device, kernel, handle, compiled.threads, compiled.shared_bytes, compiled.types,
-                                       (("*i8", 0),) * compiled.hidden)
+                                       (("*i8", 0),) * compiled.hidden, native_launcher(device, compiled, handle))
     return found
+
+
+def native_launcher(device: Device, compiled: Compiled, handle: int) -> Any:
+    """A ``_native.Launcher`` of a loaded kernel, or None where the driver is not to be called from C.
+
+    A driver in C has ``hal_table``; a table driver says through ``native_launch(kernel)`` which function of its vendor's takes
+    which pointer.  A validating driver has neither, so that its checks see every launch.
+    """
+    own = getattr(device.driver, "native_launch", None)
+    table = getattr(device.driver, "hal_table", 0)
+    if isinstance(device.driver, Validated) or not (own or table):
+        return None
+    how = own(handle) if own else {"table": table, "kernel": handle}
+    if how is None:
+        return None
+    return _native.Launcher(name=compiled.name, device=device.index, tensor_device=device.position, threads=compiled.threads,
+                            shared_bytes=compiled.shared_bytes, types=compiled.types, hidden=compiled.hidden, **how)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, num_stages: int = 3, **constants: Any) -> None:
@@ -284,15 +307,17 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, n
     if not tensors:
         raise ArgumentError(f"{kernel.__name__}: no Tensor argument says on which device to run; pass the output")
     place = tensors[0].device_index
-    signature = tuple(map(_one, args))
-    key = (place, id(kernel), signature, tuple(constants.items()), num_warps, num_stages)
-    plan = _plans.get(key) or _plan(key, at(place), kernel, signature, constants, num_warps, num_stages)
+    key = (place, id(kernel), _native.signature(args), tuple(constants.items()), num_warps, num_stages)
+    plan = _plans.get(key) or _plan(key, at(place), kernel, signature_of(args), constants, num_warps, num_stages)
     device = plan.device
-    values = [(t, a.address if type(a) is Tensor else a) for t, a in zip(plan.types, args) if t]
     stream = device.current_stream
     use(stream, writes=tensors)  # behind other streams' work on them; which ones the kernel writes is not known here
-    device.driver.launch(device.index, Launch(plan.handle, (*grid, 1, 1)[:3], plan.threads, plan.shared_bytes,
-                                              [*values, *plan.hidden]), stream.handle)
+    if plan.native:
+        plan.native(stream.native, *grid, *(1, 1)[len(grid) - 1:], *args)
+    else:
+        values = [(t, a.address if type(a) is Tensor else a) for t, a in zip(plan.types, args) if t]
+        device.driver.launch(device.index, Launch(plan.handle, (*grid, 1, 1)[:3], plan.threads, plan.shared_bytes,
+                                                  [*values, *plan.hidden]), stream.handle)
     foreign = [t for t in tensors if t.owner is not None and buffer_of(t) is None] if stream.handle else ()
     if foreign:  # another framework's memory: nothing but the reference keeps it
         stream.hold(*foreign)
