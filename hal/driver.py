@@ -397,7 +397,10 @@ class Driver:
 
     # ---- optional: what a vendor brings of its own -------------------------------------------------------------------
     def kernels(self) -> Sequence[object]:
-        """Operator candidates as data, see ``haian.register_kernel``.  Absent: none."""
+        """Operator candidates as data: dicts of the arguments of ``haian.register_kernel`` but ``device``.  Absent: none.
+
+        They come behind those of ``register_kernel`` and before haian's own; adapters/sim/library.py is an example.
+        """
         return ()
 
 

@@ -25,6 +25,7 @@ _PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _FAILED = ctypes.c_void_p(-1).value
 _HANDLE = struct.Struct("<4s4xIIQQQQ")  # adapter, process, file, inode, offset, bytes of the mapping, first byte in it
 HANDLE_BYTES = 64
+_STEP = 1 << 30
 
 
 @functools.cache
@@ -84,7 +85,7 @@ class Arena:
 
     def __init__(self) -> None:
         self.fd = -1
-        self._next = 0
+        self._next = self._size = 0
         self._lock = threading.Lock()
 
     def pages(self, nbytes: int, align: int = PAGE) -> Pages:
@@ -100,7 +101,9 @@ class Arena:
             if self.fd < 0:
                 self.fd = os.memfd_create("haian", os.MFD_CLOEXEC)
             offset, self._next = self._next, self._next + mapped
-            os.ftruncate(self.fd, self._next)
+            if self._next > self._size:  # the length of the file costs nothing, asking for it 2 us
+                self._size = self._next + _STEP
+                os.ftruncate(self.fd, self._size)
         return Pages(self, self.fd, offset, mapped, 0, nbytes, align)
 
     def __del__(self) -> None:
