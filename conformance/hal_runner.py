@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..hal.driver import GROUPS, Driver, offers
 from ..hal.errors import ArgumentError, EnvironmentMissing, HaianError
-from . import allowances
-from .allowances import Allowances
 from .hal_checks.check import HAL_VERSION, Check, NotOffered, Subject, find, load_checks, of_device
 from .levels import HAL_LEVELS, hal_level
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the child needs neither: they bring the operators, 0.4 s of importing
+    from .allowances import Allowances
     from .runner import Summary
 
 __all__ = ["HalCase", "check_driver", "hal_cases", "hal_counts", "hal_digest", "run_hal"]
@@ -205,11 +204,13 @@ def _facts(driver: Driver, device: int) -> dict[str, Any]:
 
 def _allowed(name: str) -> Allowances:
     """The rules of an adapter, by name or beside its file."""
+    from . import allowances
+
     if os.sep not in name:
         return allowances.load(name)
     path = Path(name)
     path = (path if path.is_dir() else path.parent) / "conformance.toml"
-    return allowances.read(path) if path.exists() else Allowances()
+    return allowances.read(path) if path.exists() else allowances.Allowances()
 
 
 def run_hal(factory: Callable[..., Driver] | str, arguments: tuple = (), device: int = 0, name: str = "", level: str = "",
@@ -236,6 +237,7 @@ def run_hal(factory: Callable[..., Driver] | str, arguments: tuple = (), device:
         ArgumentError: an argument out of its range, a driver that does not load.
     """
     from . import runner
+    from .allowances import Allowances
 
     start = time.perf_counter()
     make = _resolve(factory)

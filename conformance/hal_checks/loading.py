@@ -25,6 +25,7 @@ from .check import NotOffered, Subject, check, host, of_name, require
 _FORK_S = 5.0  # the child of a fork must have answered
 _LOAD_S = 3.0  # processor seconds that loading may take; CPU and sim take 0.05
 _CYCLES = 20
+_SETTLE_S = 3.0  # threads may need a moment to end
 _GROWTH_BYTES = 8 << 20  # resident growth over the cycles that still counts as noise of Python's own heap
 
 
@@ -186,13 +187,13 @@ def _rounds(factory: Callable[..., Driver], arguments: tuple, device: int) -> st
     before = _resources()
     for _ in range(_CYCLES):
         one()
-    end = time.monotonic() + 3
+    end = time.monotonic() + _SETTLE_S
     while True:
         after = _resources()
         grown = [f"{after[k] - before[k]} {k} more" for k in ("files", "threads") if after[k] > before[k]]
         if after["bytes"] - before["bytes"] > _GROWTH_BYTES:
             grown.append(f"{after['bytes'] - before['bytes']} resident bytes more")
-        if not grown or time.monotonic() > end:  # a thread may need a moment to end
+        if not grown or time.monotonic() > end:
             return ", ".join(grown)
         time.sleep(0.02)
 
