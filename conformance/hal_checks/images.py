@@ -5,7 +5,7 @@
 
 Triton IR and PTX are written by hand and C is compiled here, so no check needs Triton.  A driver of another kind of image
 brings its own: ``Capabilities.extra["conformance_image"] = (bytes, format, kernel name)``, the kernel with the arguments and
-the meaning of conform_axpy.
+the meaning of conform_axpy; a fourth entry names one with those of conform_leave.
 """
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def image_of(caps: Capabilities, modules: bool) -> Image:
     own = caps.extra.get("conformance_image")
     if not modules:
         raise NotOffered("the driver has no modules")
-    if isinstance(own, (tuple, list)) and len(own) == 3:
-        return Image(bytes(own[0]), str(own[1]), str(own[2]), "")
+    if isinstance(own, (tuple, list)) and len(own) in (3, 4):
+        return Image(bytes(own[0]), str(own[1]), str(own[2]), str(own[3]) if len(own) == 4 else "")
     if caps.image_format == "ttir":
         return Image(_TTIR.encode(), "ttir", "conform_axpy", "conform_leave")
     if caps.triton_target is not None and caps.triton_target[0] == "cuda":

@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include "haian_hal.h"
 #include <dlfcn.h>
+#include <elf.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -206,6 +207,10 @@ static hal_status load(int32_t d, const void *image, uint64_t bytes, const char 
   DEVICE(d);
   NEED(!strcmp(format, "so") && bytes > 4 && !memcmp(image, "\177ELF", 4), HAL_INVALID_ARGUMENT,
        "the image must be a shared object, format so");
+  Elf64_Ehdr head; /* its last part is the section table: without it the file is cut off, and dlopen would die of it */
+  NEED(bytes > sizeof head, HAL_INVALID_ARGUMENT, "the image is cut off");
+  memcpy(&head, image, sizeof head);
+  NEED(head.e_shoff + (uint64_t)head.e_shnum * head.e_shentsize <= bytes, HAL_INVALID_ARGUMENT, "the image is cut off");
   char path[] = "/tmp/inline_adapter_XXXXXX"; /* a name never used before: dlopen gives a known name's library again */
   int file = mkstemp(path);
   NEED(file >= 0, HAL_INTERNAL, "no file can be made in /tmp");
