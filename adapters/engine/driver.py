@@ -65,6 +65,17 @@ _POLL_S = 50e-6
 _LAUNCH_SHAPE = "function, gx, gy, gz, bx, by, bz, shared, stream, params, 0:uintptr_t)"
 
 
+def _overlap(desc: Copy, rows: int, nbytes: int) -> bool:
+    """Whether a row that is written shares a byte with one that is read; both lists go upwards, so one walk sees all pairs."""
+    i = j = 0
+    while i < rows and j < rows:
+        dst, src = desc.dst + i * desc.dst_pitch, desc.src + j * desc.src_pitch
+        if abs(dst - src) < nbytes:
+            return True
+        i, j = (i + 1, j) if dst < src else (i, j + 1)
+    return False
+
+
 class TableDriver(Driver):
     """Devices of the vendor that ``table`` describes.
 
@@ -297,8 +308,14 @@ class TableDriver(Driver):
         self._enter(slot.device)
         return slot
 
-    def _stream(self, stream: int) -> int:
-        return self._handles.get(stream, "stream").pointer if stream else 0
+    def _stream(self, stream: int, device: int = -1) -> int:
+        """The vendor's stream; 0 is the device's default one.  A stream of another device than asked is refused."""
+        if not stream:
+            return 0
+        slot = self._handles.get(stream, "stream")
+        if slot.device != device >= 0:
+            raise InvalidHandle(f"{self.name}: a stream of device {slot.device}; needs one of device {device}")
+        return slot.pointer
 
     def _done(self, call: str, pointer: int, device: int) -> bool:
         """What a query says; some runtimes answer with the code, others through a status argument."""
@@ -380,7 +397,8 @@ class TableDriver(Driver):
             "arch": table.arch(facts) if table.arch else "", "uuid": self._uuid(device), "driver_version": self.version,
             "warp_size": get("warp", 0), "peer": "copy_peer" in self._calls, "cross_device_events": True, "fatal_errors": True,
             "int64_math": "int64" in (table.dtypes if table.dtypes_math is None else table.dtypes_math), "extra": extra}
-        made.update({k: v(facts) if callable(v) else v for k, v in table.facts.items()})
+        made.update({k: v(facts) if callable(v) else v for k, v in table.facts.items() if k != "extra"})
+        extra.update(table.facts.get("extra", {}))  # type: ignore[call-overload]
         self._props[device] = Capabilities(**made)  # type: ignore[arg-type]
         return self._props[device]
 
@@ -487,6 +505,7 @@ class TableDriver(Driver):
 
     def ptr_info(self, device: int, address: int) -> PointerInfo:
         """From what this driver allocated; addresses of other libraries are unknown."""
+        self._enter(device)
         for base, (_, nbytes, kind, owner) in list(self._memory.items()):
             if base <= address < base + nbytes:
                 return PointerInfo(kind, owner, base, nbytes)
@@ -508,14 +527,14 @@ class TableDriver(Driver):
         if kind == PEER and "set_context" in self._calls:
             self._enter(desc.dst_device)  # its context must exist
         self._enter(device)
-        rows, nbytes, pointer = desc.rows, desc.nbytes, self._stream(stream)
+        rows, nbytes, pointer = desc.rows, desc.nbytes, self._stream(stream, device)
         if nbytes < 1 or rows < 1:
             return
         if rows > 1 and nbytes == desc.dst_pitch == desc.src_pitch:
             rows, nbytes = 1, rows * nbytes
         if kind == DEVICE_TO_DEVICE:
             reach = (rows - 1) * max(desc.dst_pitch, desc.src_pitch) + nbytes
-            if abs(desc.dst - desc.src) < (reach if rows == 1 or desc.dst_pitch != desc.src_pitch else nbytes):
+            if abs(desc.dst - desc.src) < reach and _overlap(desc, rows, nbytes):
                 raise Unsupported(f"{self.name}: copy of {reach} bytes onto itself, {abs(desc.dst - desc.src)} apart; copy through other memory")
         if rows > 1 and "copy_2d" in self._calls and kind in self.table.directions:
             self._check(self._calls["copy_2d"](desc.dst, desc.dst_pitch, desc.src, desc.src_pitch, nbytes, rows, self.table.directions[kind], pointer),
@@ -550,7 +569,7 @@ class TableDriver(Driver):
         if size not in (1, 2, 4) or nbytes < 0 or nbytes % size:
             raise ArgumentError(f"{self.name}: fill of {nbytes} bytes with a pattern of {size}; needs 1, 2 or 4 bytes and a multiple of it")
         self._enter(device)
-        pointer = self._stream(stream)
+        pointer = self._stream(stream, device)
         if nbytes == 0:
             return
         if size > 1 and pattern == pattern[:1] * size:
@@ -653,7 +672,7 @@ class TableDriver(Driver):
 
     def event_record(self, event: int, stream: int) -> None:
         slot = self._slot(event, "event")
-        self._check(self._call("event_record")(slot.pointer, self._stream(stream)), "event_record", slot.device)
+        self._check(self._call("event_record")(slot.pointer, self._stream(stream, slot.device)), "event_record", slot.device)
         slot.recorded = True
 
     def event_query(self, event: int) -> bool:
@@ -727,7 +746,7 @@ class TableDriver(Driver):
         base = int(self._ffi.cast("uintptr_t", data))
         params = self._ffi.new("uintptr_t[]", [base + 8 * i for i in range(len(desc.args))])
         unit = self.table.block_unit(self._facts(device)) if self.table.block_unit else 1
-        self._check(self._call("launch")(slot.pointer, *desc.grid, max(1, desc.threads // unit), 1, 1, desc.shared_bytes, self._stream(stream), params),
+        self._check(self._call("launch")(slot.pointer, *desc.grid, max(1, desc.threads // unit), 1, 1, desc.shared_bytes, self._stream(stream, device), params),
                     "launch", device, f" of {slot.name!r}")
 
     # ---- graphs ------------------------------------------------------------------------------------------------------------
@@ -752,7 +771,7 @@ class TableDriver(Driver):
 
     def graph_launch(self, executable: int, stream: int) -> None:
         slot = self._slot(executable, "executable")
-        self._check(self._call("graph_launch")(slot.pointer, self._stream(stream)), "graph_launch", slot.device)
+        self._check(self._call("graph_launch")(slot.pointer, self._stream(stream, slot.device)), "graph_launch", slot.device)
 
     def graph_destroy(self, graph: int) -> None:
         kind = self._handles.kind(graph)

@@ -10,6 +10,8 @@
 #include <fcntl.h>
 
 #define ALIGN 256u
+#define GAP ALIGN /* between blocks, so that one past the end of a block is nobody's */
+#define ARENA (2ull * SI_BYTES)
 #define OBJECTS 65536u
 #define RANGES 4096
 
@@ -24,8 +26,9 @@ typedef struct task {
   uint32_t value; /* FILL */
   int size;       /* FILL: bytes of an element */
   struct event *event;
+  struct mark *mark; /* of an event: what RECORD completes and WAIT_EVENT waits for */
   struct stream *other;
-  uint64_t sequence; /* of the event or the other stream: what must be done first */
+  uint64_t sequence; /* of the other stream: what must be done first */
   void (*fn)(void *);
   void *user;
   int kernel;
@@ -47,10 +50,14 @@ typedef struct stream {
   graph *capture;
 } stream;
 
+typedef struct mark { /* one record of an event; who waits for it keeps it alive */
+  int references, done;
+  int64_t ns;
+} mark;
+
 typedef struct event {
   int device, timing;
-  uint64_t submitted, done; /* records */
-  int64_t ns;
+  mark *last;
 } event;
 
 typedef struct module {
@@ -132,9 +139,9 @@ static device *open_device(int d) {
   device *dev = &devices[d];
   if (!dev->base) {
     dev->fd = memfd_create("standin", MFD_CLOEXEC);
-    if (dev->fd < 0 || ftruncate(dev->fd, SI_BYTES)) abort();
-    dev->base = mmap(NULL, SI_BYTES, PROT_NONE, MAP_SHARED, dev->fd, 0);
-    dev->shadow = mmap(NULL, SI_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, dev->fd, 0);
+    if (dev->fd < 0 || ftruncate(dev->fd, ARENA)) abort();
+    dev->base = mmap(NULL, ARENA, PROT_NONE, MAP_SHARED, dev->fd, 0);
+    dev->shadow = mmap(NULL, ARENA, PROT_READ | PROT_WRITE, MAP_SHARED, dev->fd, 0);
     if (dev->base == MAP_FAILED || dev->shadow == MAP_FAILED) abort();
   }
   return dev;
@@ -144,7 +151,7 @@ int si_state(int d) { return d < 0 || d >= SI_DEVICES ? SI_ORDINAL : devices[d].
 
 int si_owner(const void *p) {
   for (int d = 0; d < SI_DEVICES; d++)
-    if (devices[d].base && (const char *)p >= devices[d].base && (const char *)p < devices[d].base + SI_BYTES) return d;
+    if (devices[d].base && (const char *)p >= devices[d].base && (const char *)p < devices[d].base + ARENA) return d;
   return -1;
 }
 
@@ -169,8 +176,9 @@ int si_malloc(int d, uint64_t n, void **out) {
   pthread_mutex_lock(&lock);
   device *dev = open_device(d);
   int i = 0;
-  for (; i < dev->count && dev->blocks[i].start - at < bytes; i++) at = dev->blocks[i].start + dev->blocks[i].bytes;
-  if (at + bytes > SI_BYTES) {
+  for (; i < dev->count && dev->blocks[i].start - at < bytes + GAP; i++)
+    at = dev->blocks[i].start + dev->blocks[i].bytes + GAP;
+  if (dev->used + bytes > SI_BYTES || at + bytes > ARENA) {
     pthread_mutex_unlock(&lock);
     return SI_OOM;
   }
@@ -266,8 +274,9 @@ void si_meminfo(int d, uint64_t *free_bytes, uint64_t *total) {
 /* ---- kernels -------------------------------------------------------------------------------------------------------------- */
 static const struct kernel {
   const char *name, *arguments;
-} kernels[] = {{"axpy", "ppfi"}, {"increment", "pi"}, {"geometry", "p"}, {"spin", "i"}, {"fault", ""}};
-enum { AXPY, INCREMENT, GEOMETRY, SPIN, FAULT, KERNELS };
+} kernels[] = {{"axpy", "ppfi"}, {"increment", "pi"},     {"geometry", "p"},     {"spin", "i"},
+               {"fault", ""},    {"conform_axpy", "ppf"}, {"conform_leave", "p"}};
+enum { AXPY, INCREMENT, GEOMETRY, SPIN, FAULT, CONFORM_AXPY, CONFORM_LEAVE, KERNELS };
 
 static float as_float(uint64_t v) {
   uint32_t bits = (uint32_t)v;
@@ -285,6 +294,11 @@ static int run_kernel(const task *t) {
     float *y = (float *)reach((void *)t->values[1], 4 * n), a = as_float(t->values[2]);
     if (!x || !y) return SI_FAULT;
     for (uint64_t i = 0; i < n; i++) y[i] += a * x[i];
+  } else if (t->kernel == CONFORM_AXPY) { /* the HAL suite's: one thread a program */
+    const float *x = (const float *)reach((void *)t->values[0], 4ull * t->grid[0]);
+    float *y = (float *)reach((void *)t->values[1], 4ull * t->grid[0]), a = as_float(t->values[2]);
+    if (!x || !y) return SI_FAULT;
+    for (unsigned i = 0; i < t->grid[0]; i++) y[i] += a * x[i];
   } else if (t->kernel == INCREMENT) {
     uint64_t n = (uint32_t)t->values[1] < threads ? (uint32_t)t->values[1] : threads;
     int32_t *p = (int32_t *)reach((void *)t->values[0], 4 * n);
@@ -317,6 +331,18 @@ static int run_task(const task *t) {
   return SI_OK;
 }
 
+static void mark_drop(mark *m) {
+  if (m && !--m->references) free(m);
+}
+
+/* A new record of an event, for a RECORD task: one reference is the event's, one the task's. */
+static mark *mark_new(event *e) {
+  mark *m = calloc(1, sizeof *m);
+  m->references = 2;
+  mark_drop(e->last);
+  return e->last = m;
+}
+
 static void *worker(void *argument) {
   stream *s = argument;
   pthread_mutex_lock(&lock);
@@ -325,12 +351,14 @@ static void *worker(void *argument) {
     task *t = s->head;
     if (!t) break;
     if (t->kind == WAIT_EVENT) {
-      while (t->event->done < t->sequence) pthread_cond_wait(&progress, &lock);
+      while (!t->mark->done) pthread_cond_wait(&progress, &lock);
+      mark_drop(t->mark);
     } else if (t->kind == WAIT_STREAM) {
       while (t->other->done < t->sequence) pthread_cond_wait(&progress, &lock);
     } else if (t->kind == RECORD) {
-      t->event->ns = now_ns();
-      if (t->event->done < t->sequence) t->event->done = t->sequence;
+      t->mark->ns = now_ns();
+      t->mark->done = 1;
+      mark_drop(t->mark);
     } else if (!devices[s->device].fault || t->kind == HOST) {
       int large = t->kind != LAUNCH || t->kernel == SPIN;
       if (large) pthread_mutex_unlock(&lock); /* kernels look at the blocks, so they run under the lock */
@@ -548,7 +576,11 @@ int si_event_new(int d, int timing, si_handle *out) {
 int si_event_destroy(si_handle handle) {
   pthread_mutex_lock(&lock);
   event *e = object_body(handle, SI_EVENT);
-  if (e) object_drop(handle); /* the 40 bytes stay: a queued record or wait may still name them */
+  if (e) {
+    object_drop(handle);
+    mark_drop(e->last);
+    e->last = NULL; /* the struct stays: a captured record may still name it */
+  }
   pthread_mutex_unlock(&lock);
   return e ? SI_OK : SI_HANDLE;
 }
@@ -558,8 +590,8 @@ int si_event_record(int d, si_handle handle, si_handle on) {
   event *e = object_body(handle, SI_EVENT);
   stream *s = stream_of(d, on);
   int code = e && s && e->device == s->device ? SI_OK : SI_HANDLE;
-  if (!code && s->capture) append(&s->capture->tail, (task){.kind = RECORD, .async = 1, .event = e, .sequence = 1});
-  else if (!code) push(s, (task){.kind = RECORD, .async = 1, .event = e, .sequence = ++e->submitted});
+  if (!code && s->capture) append(&s->capture->tail, (task){.kind = RECORD, .async = 1, .event = e});
+  else if (!code) push(s, (task){.kind = RECORD, .async = 1, .event = e, .mark = mark_new(e)});
   pthread_mutex_unlock(&lock);
   return code;
 }
@@ -569,8 +601,10 @@ int si_stream_wait(int d, si_handle handle, si_handle on) {
   event *e = object_body(on, SI_EVENT);
   stream *s = stream_of(d, handle);
   int code = e && s ? SI_OK : SI_HANDLE;
-  if (!code && !s->capture && e->done < e->submitted)
-    push(s, (task){.kind = WAIT_EVENT, .async = 1, .event = e, .sequence = e->submitted});
+  if (!code && !s->capture && e->last && !e->last->done) {
+    e->last->references++;
+    push(s, (task){.kind = WAIT_EVENT, .async = 1, .mark = e->last});
+  }
   pthread_mutex_unlock(&lock);
   return code;
 }
@@ -578,9 +612,13 @@ int si_stream_wait(int d, si_handle handle, si_handle on) {
 static int event_state(si_handle handle, int wait) {
   pthread_mutex_lock(&lock);
   event *e = object_body(handle, SI_EVENT);
-  int code = !e ? SI_HANDLE : !wait && e->done < e->submitted ? SI_NOT_READY : SI_OK;
-  if (e)
-    for (uint64_t mine = e->submitted; wait && e->done < mine;) pthread_cond_wait(&progress, &lock);
+  int code = !e ? SI_HANDLE : !wait && e->last && !e->last->done ? SI_NOT_READY : SI_OK;
+  mark *m = e && wait ? e->last : NULL;
+  if (m) {
+    m->references++;
+    while (!m->done) pthread_cond_wait(&progress, &lock);
+    mark_drop(m);
+  }
   if (!code && devices[e->device].fault) code = SI_FAULT;
   pthread_mutex_unlock(&lock);
   return code;
@@ -594,9 +632,9 @@ int si_elapsed(float *ms, si_handle start, si_handle end) {
   event *a = object_body(start, SI_EVENT), *b = object_body(end, SI_EVENT);
   int code = SI_OK;
   if (!a || !b) code = SI_HANDLE;
-  else if (!a->timing || !b->timing || !a->submitted || !b->submitted) code = SI_TIMING;
-  else if (a->done < a->submitted || b->done < b->submitted) code = SI_NOT_READY;
-  else *ms = (float)((double)(b->ns - a->ns) * 1e-6);
+  else if (!a->timing || !b->timing || !a->last || !b->last) code = SI_TIMING;
+  else if (!a->last->done || !b->last->done) code = SI_NOT_READY;
+  else *ms = (float)((double)(b->last->ns - a->last->ns) * 1e-6);
   pthread_mutex_unlock(&lock);
   return code;
 }
@@ -733,7 +771,7 @@ int si_graph_launch(int d, si_handle handle, si_handle on) {
   int code = !g || !s ? SI_HANDLE : s->capture ? SI_CAPTURE : SI_OK;
   for (task *t = code ? NULL : g->head; t; t = t->next) {
     task mine = *t;
-    if (mine.kind == RECORD) mine.sequence = ++mine.event->submitted;
+    if (mine.kind == RECORD) mine.mark = mark_new(mine.event);
     push(s, mine);
   }
   pthread_mutex_unlock(&lock);
