@@ -223,6 +223,23 @@ def test_graph_keeps_its_memory_and_waits_for_other_streams(pair, axpy):
     b.close()
 
 
+def test_operators_are_recorded(pair):
+    pytest.importorskip("triton", reason="sim's operators are Triton kernels")
+    from haian import ops
+    x, s = asarray(np.arange(8, dtype=np.float32)).to(pair[0]), pair[0].stream()
+    with s:
+        ops.softmax(ops.add(x, x))  # compiled before: loading a module is not work of a stream
+    with Graph.capture(s) as graph:
+        y = ops.softmax(ops.add(x, x))
+    for k in (0, 1):
+        x[:] = k
+        x[0:1] = 0
+        graph.launch(s)
+        e = np.exp(2.0 * x.numpy())
+        np.testing.assert_allclose(y.numpy(), e / e.sum(), rtol=1e-6)
+    s.close()
+
+
 def test_an_exception_drops_the_recording(pair, axpy):
     s = pair[0].stream()
     x = asarray(np.ones(4, np.float32)).to(pair[0])

@@ -12,6 +12,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 from haian.hal.errors import ArgumentError, Unsupported
 
@@ -112,7 +113,7 @@ class Function:
                     raise ArgumentError(f"cpu: {self.name}: argument {k} came as {kind}, the kernel takes {wanted}; pass it as that")
         found: list[ctypes._SimpleCData] = []
         for k, (kind, value) in enumerate(args):
-            c = ctypes.c_void_p if kind.startswith("*") else _C.get(kind)
+            c: Any = ctypes.c_void_p if kind.startswith("*") else _C.get(kind)
             if c is None:
                 raise Unsupported(f"cpu: {self.name}: argument {k} has type {kind!r}; takes pointers and {', '.join(_C)}")
             try:
