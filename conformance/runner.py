@@ -125,6 +125,7 @@ class Child:
         self._folder = tempfile.TemporaryDirectory(prefix="haian-")
         self._stacks = os.path.join(self._folder.name, "stacks")
         self.facts: dict[str, Any] = {}
+        self._dead = ""  # why there is no process any more
         self._start()
 
     def _start(self) -> None:
@@ -151,13 +152,19 @@ class Child:
             return {"result": "crash", "message": f"the process died: {how}"}
 
     def run(self, case: Case | HalCase, factor: float, timeout_s: float) -> dict[str, Any]:
+        if self._dead:
+            return {"result": "crash", "message": f"not run: {self._dead}"}
         self._pipe.send((case.id, factor, timeout_s))
         line = self._answer(timeout_s)
         if line["result"] == "timeout":
             line["message"] += self._hanging()
         if line["result"] in ("crash", "timeout"):
             self.close()
-            self._start()
+            try:
+                self._start()
+                self._dead = self.facts.get("absent", "")
+            except ArgumentError as error:  # the device did not survive; the other cases must be in the report too
+                self._dead = f"after {case.id} no new process could be started: {error}"
         return line
 
     def _hanging(self) -> str:

@@ -141,6 +141,7 @@ class Validated(Driver):
         self._shared: dict[int, set[int]] = {d: set() for d in range(self._count)}  # other processes' memory; its size is not known
         # Freed ranges, oldest first: base: (bytes, where freed).
         self._graves: dict[int, dict[int, tuple[int, str]]] = {d: {} for d in range(self._count)}
+        self._grave_end = dict.fromkeys(range(self._count), 0)  # none reaches further: new addresses need no search of 1024 graves
         self._handles: dict[tuple[str, int], _Handle] = {}  # by (kind, handle): drivers number each kind for itself
         self._gone: dict[tuple[str, int], str] = {}  # where destroyed
 
@@ -207,8 +208,9 @@ class Validated(Driver):
                                     f"of {other.nbytes} made at {other.where}")
             self._memory[device].add(_Range(address, nbytes, device, _where()))
             graves = self._graves[device]
-            for base in [b for b, (n, _) in graves.items() if b < address + nbytes and address < b + n]:
-                del graves[base]
+            if address < self._grave_end[device]:
+                for base in [b for b, (n, _) in graves.items() if b < address + nbytes and address < b + n]:
+                    del graves[base]
         return address
 
     def free(self, device: int, address: int) -> None:
@@ -657,6 +659,7 @@ class Validated(Driver):
         graves = self._graves[r.device]
         graves.pop(r.base, None)
         graves[r.base] = (r.nbytes, where)
+        self._grave_end[r.device] = max(self._grave_end[r.device], r.base + r.nbytes)
         _forget_oldest(graves)
 
     def _what(self, device: int, address: int) -> str:
