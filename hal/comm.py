@@ -74,15 +74,27 @@ def combine(op: str, kind: DType, parts: Sequence[np.ndarray], out: np.ndarray) 
     """
     wide = np.dtype(np.float32) if kind.is_floating and kind.itemsize < 4 else kind.numpy
     fn = _FUNCTION[op]
+    if len(parts) == 1:
+        out[:] = parts[0]
+        return
+    room = np.empty(min(len(out), _BLOCK), wide)
     with np.errstate(all="ignore"):
         for start in range(0, len(out), _BLOCK):
             block = slice(start, start + _BLOCK)
-            total = parts[0][block].astype(wide)
-            for part in parts[1:]:
+            if wide != kind.numpy:
+                total = room[:len(out[block])]
+                total[:] = parts[0][block]
+                rest = parts[1:]
+            else:  # with two parts straight into out: it may be one of them, since NumPy allows exact overlap
+                total = out[block] if len(parts) == 2 else room[:len(out[block])]
+                fn(parts[0][block], parts[1][block], out=total)
+                rest = parts[2:]
+            for part in rest:
                 fn(total, part[block].astype(wide, copy=False), out=total)
             if op == "avg":
                 total /= len(parts)
-            out[block] = total.astype(kind.numpy, copy=False)
+            if wide != kind.numpy or len(parts) > 2:
+                out[block] = total
 
 
 class _Watch:
@@ -143,7 +155,8 @@ class Communicator:
 
     Calls queue work in the device's current stream and return at once where that stream is asynchronous.  Every rank makes
     the same calls in the same order.  Every floating result has the same bits on every rank, and on the host in every run
-    (sums run in rank order).  One thread at a time uses a communicator.
+    (sums run in rank order).  One thread at a time uses a communicator.  Ranks that are threads on one device each use a
+    stream of their own, and wait for that, not for the device: synchronizing the device waits for the other ranks' calls too.
 
     A rank that does not come, dies, or brings other counts or dtypes ends the call with Timeout, raised by the call, by its
     stream's synchronize, or by ``check``; the communicator is dead from then on and the process goes on.
@@ -328,8 +341,10 @@ class Communicator:
         if self._after is not None:
             raise ArgumentError(f"{self!r}: a group inside a group; end the first one")
         self._driver.comm_group_begin(self._handle)
-        self._after = after = []
-        self._grouped = reads, writes = [], []
+        after: list[Callable[[], None]] = []
+        reads: list[Tensor] = []
+        writes: list[Tensor] = []
+        self._after, self._grouped = after, (reads, writes)
         try:
             yield self
         except BaseException:
@@ -449,7 +464,7 @@ class Communicator:
         send = packed.address if packed is not None and packed.numel else 0
         recv = target.address if target is not None and target.numel else 0
         self._queue(what, lambda q: call(send, recv, q), [t for t in (packed,) if t is not None], [t for t in (target,) if t is not None])
-        if out is not None and target is not out:
+        if out is not None and target is not None and target is not out:
             finish = partial(copy, out, target)
             if self._after is None:
                 finish()

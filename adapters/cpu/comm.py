@@ -534,7 +534,7 @@ class _Ranks:
         to_self: tuple[list, list] = ([], [])
         for is_send, peer, count, kind, address in messages:
             n = count * kind.itemsize
-            data = memoryview(_bytes(address, n)) if n else memoryview(b"")
+            data = _bytes(address, n).data
             if peer == self.rank:
                 to_self[0 if is_send else 1].append((count, kind, address))
             elif is_send:
@@ -552,8 +552,8 @@ class _Ranks:
         poll = select.poll()
         fds = {by_rank[r].messages.fileno(): by_rank[r] for r in {*out, *into}}
         full: dict[int, memoryview] = {}  # the header as it was queued, whole
-        for peer in fds.values():
-            poll.register(peer.messages.fileno(), (select.POLLOUT if out.get(peer.rank) else 0) | (select.POLLIN if into.get(peer.rank) else 0))
+        for fd, other in fds.items():
+            poll.register(fd, (select.POLLOUT if out.get(other.rank) else 0) | (select.POLLIN if into.get(other.rank) else 0))
         while fds:
             if self.error is not None:
                 raise self.error
@@ -563,11 +563,11 @@ class _Ranks:
                 named = ", ".join(str(p.rank) for p in fds.values())
                 raise Timeout(f"{self!r}: messages: rank {named} did not {'receive' if any(out.values()) else 'send'} within {self.limit_s:g} s")
             for fd, events in ready:
-                peer = fds[fd]
-                sends, receives = out.get(peer.rank), into.get(peer.rank)
+                other = fds[fd]
+                sends, receives = out.get(other.rank), into.get(other.rank)
                 try:
                     if sends and events & (select.POLLOUT | select.POLLERR | select.POLLHUP):
-                        n = peer.messages.send(sends[0])
+                        n = other.messages.send(sends[0])
                         moved = time.monotonic()
                         if n == len(sends[0]):
                             sends.popleft()
@@ -575,16 +575,16 @@ class _Ranks:
                             sends[0] = sends[0][n:]
                     if receives and events & (select.POLLIN | select.POLLERR | select.POLLHUP):
                         where, kind_, count = receives[0]
-                        n = peer.messages.recv_into(where)
+                        n = other.messages.recv_into(where)
                         if not n:
-                            raise self._gone(peer)
+                            raise self._gone(other)
                         moved = time.monotonic()
                         if kind_ is not None and fd not in full:
                             full[fd] = where
                         if n == len(where):
                             receives.popleft()
                             if kind_ is not None:
-                                self._expect(peer.rank, full.pop(fd), count, kind_)
+                                self._expect(other.rank, full.pop(fd), count, kind_)
                         else:
                             receives[0] = (where[n:], kind_, count)
                 except HaianError:  # Timeout is an OSError too
@@ -592,7 +592,7 @@ class _Ranks:
                 except BlockingIOError:
                     continue
                 except OSError:
-                    raise self._gone(peer) from None
+                    raise self._gone(other) from None
                 if not sends and not receives:
                     poll.unregister(fd)
                     del fds[fd]
