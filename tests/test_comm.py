@@ -665,6 +665,34 @@ def test_a_library_that_waits_for_ever_is_aborted(built, name):
 
 
 @needs_cc
+def test_it_joins_a_vendors_runtime_table(built):
+    """Mixed into a TableDriver: its current device and its streams' pointers are used.  One rank and no elements, since one
+    stand-in cannot reach the other's memory."""
+    from haian.adapters.hip import HipDriver
+    from standins import build
+
+    class Joined(xccl.VendorCommunicators, HipDriver):
+        collectives = replace(xccl.RCCL, libraries=(built("rccl"),))
+
+    driver = Joined(str(build("hip")))
+    assert driver.device_count() and driver.has_collectives()
+    stream = driver.stream_create(1)
+    comm = driver.comm_init(1, 1, 0, driver.comm_unique_id())
+    seen = []
+    library = driver._load()
+    original = library._calls["all_reduce"]
+    library._calls["all_reduce"] = (lambda *a: seen.append(int(library.ffi.cast("uintptr_t", a[-1]))) or original[0](*a), original[1])
+    driver.comm_all_reduce(comm, 0, 0, 0, "float32", "sum", stream)
+    assert seen == [driver.native(stream)] and seen[0] not in (0, stream)
+    driver.comm_async_error(comm)
+    driver.comm_destroy(comm)
+    with pytest.raises(InvalidHandle):
+        driver.comm_async_error(comm)
+    driver.stream_destroy(stream)
+    driver.fini()
+
+
+@needs_cc
 def test_libraries_are_told_apart_and_missing_ones_are_named(built, tmp_path, monkeypatch):
     musa, maca = built("mccl_musa"), built("mccl_maca")
     table = replace(xccl.MCCL_MACA, libraries=("$NO_SUCH_ROOT_HERE/libmccl.so", musa, maca))
