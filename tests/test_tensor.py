@@ -534,7 +534,7 @@ def test_device_memory_by_dlpack():
     from haian.hal.registry import load_adapter
     driver = SimDriver(1, 64 << 20)
     driver.name = "dlsim"
-    driver._capabilities = replace(driver._capabilities, extra={"dlpack_type": 12})
+    driver._capabilities = [replace(c, extra={"dlpack_type": 12}) for c in driver._capabilities]
     (dev,) = load_adapter(driver)
     t = asarray(np.arange(6.0).reshape(2, 3)).to(dev)
 
