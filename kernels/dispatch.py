@@ -32,6 +32,7 @@ from ..hal.errors import (
     ShapeError,
     Unsupported,
 )
+from . import library
 from .ops.record import Op, Spec
 
 if TYPE_CHECKING:
@@ -169,6 +170,14 @@ def _of_driver(driver: Driver, family: str) -> dict[str, list[Candidate]]:
     return _brought[driver]
 
 
+def _of_library(record: Op, device: Device, wanted: str) -> list[Candidate]:
+    """The driver's op group as a candidate, see library.py."""
+    if not library.offered(device.driver):
+        return []
+    name = f"{record.name}__{device.driver.name}_library"
+    return [Candidate(record.name, name, device.driver.name, None, library.asks(record, device, wanted), library.runner(record, device))]
+
+
 def _host(op: str) -> Candidate | None:
     found = _native.find_kernel(op)
     if found is None:
@@ -192,18 +201,20 @@ def _triton(record: Op, device: Device) -> list[Candidate]:
     return [Candidate(record.name, f"{record.name}__triton", "triton", None, when, run)]
 
 
-_cache: dict[tuple[str, str, bool], list[Candidate]] = {}
+_cache: dict[tuple[str, int, bool], list[Candidate]] = {}
 
 
 def candidates(record: Op, device: Device) -> list[Candidate]:
     """All candidates of an operator for a device, most specific first; the host kernel stands last."""
     family = device.name.partition(":")[0]
-    key = (record.name, family, bool(device.capabilities.triton_target))
+    key = (record.name, device.position, bool(device.capabilities.triton_target))
     with _lock:
         if key not in _cache:
             found: list[Candidate] = []
             if not device.is_host and device.capabilities.triton_target:
                 found += _triton(record, device)
+            if not device.is_host:
+                found = _of_library(record, device, "preferred") + found + _of_library(record, device, "supported")
             host = _host(record.name)
             _cache[key] = found + ([host] if host else [])
         vendor = [*_registered.get((record.name, family), ()), *_of_driver(device.driver, family).get(record.name, ())]

@@ -286,3 +286,19 @@ def test_tensors_and_operators_on_a_driver_in_c(inline):
             "y = x[:, 1:3].to('inline:0')\nassert y.numpy().tolist() == [[1, 2], [5, 6], [9, 10]]\nprint('ok')")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stdout.strip() == "ok", run.stderr
+
+
+def test_operators_of_a_vendors_library_in_c(folder):
+    """The op group of a table becomes candidates: before the host, and before Triton where the library says preferred."""
+    chip = build(ROOT / "tests/library_chip.c", folder / "library.so")
+    code = (f"import haian, numpy as np\nfrom haian.kernels.dispatch import chosen, counters\nhaian.load_adapter({str(chip)!r})\n"
+            "haian.set_fallback_policy('error')\n"
+            "a = np.arange(12, dtype='float32').reshape(3, 4)\n"
+            "x, y = haian.asarray(a, device='library:1'), haian.asarray(a[0], device='library:1')\n"
+            "assert (haian.ops.add(x.T, y[:3]).numpy() == (a.T + a[0, :3])).all()\n"
+            "assert (haian.ops.neg(x.T).numpy() == -a.T).all()\n"
+            "assert 'add__library_library' in str(haian.explain(haian.ops.add, x, y))\n"
+            "assert not counters, counters\n"
+            "try:\n    haian.ops.exp(x)\nexcept haian.HaianError as e:\n    assert 'exp' in str(e)\nelse:\n    raise SystemExit('exp ran')\nprint('ok')")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "ok", run.stderr
