@@ -113,6 +113,7 @@ class TableDriver(Driver):
         self._local = threading.local()
         self._handles = Handles(self.table.name)
         self._memory: dict[int, tuple[int, int, str, int]] = {}  # address -> (base, nbytes, kind, device)
+        self._registered: set[int] = set()
         self._props: dict[int, Capabilities] = {}
         self._facts_of: dict[int, Facts] = {}
         self._ordinals: dict[int, int] = {}  # the vendor's own device numbers
@@ -157,6 +158,7 @@ class TableDriver(Driver):
                     self._check(code, call)
         count = self._ffi.new("int *")
         self._check(self._calls["device_count"](count), "device_count")
+        self.version = os.path.basename(paths[0])  # where the runtime does not say
         if "driver_version" in self._calls:
             version = self._ffi.new("int *")
             if self._calls["driver_version"](version) == self.table.success:
@@ -395,7 +397,7 @@ class TableDriver(Driver):
             "max_grid": (get("grid_x", 2**31 - 1), get("grid_y", 65535), get("grid_z", 65535)), "max_threads": get("max_threads", 1024),
             "max_shared_bytes": get("shared", 0), "multiprocessors": get("multiprocessors", 1), "vendor": table.vendor,
             "arch": table.arch(facts) if table.arch else "", "uuid": self._uuid(device), "driver_version": self.version,
-            "warp_size": get("warp", 0), "peer": "copy_peer" in self._calls, "cross_device_events": True, "fatal_errors": True,
+            "warp_size": get("warp", 0), "peer": "copy_peer" in self._calls, "cross_device_events": True, "fatal_errors": offered["module"],
             "int64_math": "int64" in (table.dtypes if table.dtypes_math is None else table.dtypes_math), "extra": extra}
         made.update({k: v(facts) if callable(v) else v for k, v in table.facts.items() if k != "extra"})
         extra.update(table.facts.get("extra", {}))  # type: ignore[call-overload]
@@ -498,10 +500,14 @@ class TableDriver(Driver):
     def host_register(self, device: int, address: int, nbytes: int) -> None:
         self._enter(device)
         self._check(self._call("host_register")(address, nbytes), "host_register", device)
+        self._registered.add(address)
 
     def host_unregister(self, device: int, address: int) -> None:
         self._enter(device)
+        if address not in self._registered:
+            raise InvalidHandle(f"{self.name}: host_unregister of {address:#x}; needs an address that host_register took")
         self._check(self._call("host_unregister")(address), "host_unregister", device)
+        self._registered.discard(address)
 
     def ptr_info(self, device: int, address: int) -> PointerInfo:
         """From what this driver allocated; addresses of other libraries are unknown."""
@@ -663,7 +669,9 @@ class TableDriver(Driver):
     # ---- events ----------------------------------------------------------------------------------------------------------
     def event_create(self, device: int, timing: bool = True) -> int:
         self._enter(device)
-        return self._make("event_new" if timing or "event_new_untimed" not in self._calls else "event_new_untimed", "event", device)
+        made = self._make("event_new" if timing or "event_new_untimed" not in self._calls else "event_new_untimed", "event", device)
+        self._handles.get(made, "event").timed = timing
+        return made
 
     def event_destroy(self, event: int) -> None:
         slot = self._handles.pop(event, "event")
@@ -696,6 +704,8 @@ class TableDriver(Driver):
         first, last = self._slot(start, "event"), self._slot(end, "event")
         if not (first.recorded and last.recorded):
             raise NotReady(f"{self.name}: elapsed time of an event that was never recorded; record both and wait for the later one")
+        if not (first.timed and last.timed) and "event_new_untimed" not in self._calls:  # else the runtime itself refuses
+            raise ArgumentError(f"{self.name}: elapsed time of an event made without timing; make both with timing=True")
         ms = self._ffi.new("float *")
         self._check(self._call("elapsed")(ms, first.pointer, last.pointer), "elapsed", first.device)
         return round(ms[0] * 1e6)
@@ -746,7 +756,9 @@ class TableDriver(Driver):
         base = int(self._ffi.cast("uintptr_t", data))
         params = self._ffi.new("uintptr_t[]", [base + 8 * i for i in range(len(desc.args))])
         unit = self.table.block_unit(self._facts(device)) if self.table.block_unit else 1
-        self._check(self._call("launch")(slot.pointer, *desc.grid, max(1, desc.threads // unit), 1, 1, desc.shared_bytes, self._stream(stream, device), params),
+        if unit > 1 and desc.threads > self.props(device).max_threads:  # the division would hide it from the runtime
+            raise ArgumentError(f"{self.name}: {desc.threads} threads; a program has at most {self.props(device).max_threads}")
+        self._check(self._call("launch")(slot.pointer, *desc.grid, -(-desc.threads // unit), 1, 1, desc.shared_bytes, self._stream(stream, device), params),
                     "launch", device, f" of {slot.name!r}")
 
     # ---- graphs ------------------------------------------------------------------------------------------------------------

@@ -14,11 +14,12 @@ _MAX_GENERATION = (1 << 24) - 1  # handles stay below 2**56
 class Slot:
     """One live object of a vendor: a stream, event, module, kernel, graph or executable graph."""
 
-    __slots__ = ("kind", "device", "pointer", "owned", "recorded", "shared", "keep", "error", "parent", "name")
+    __slots__ = ("kind", "device", "pointer", "owned", "recorded", "timed", "shared", "keep", "error", "parent", "name")
 
     def __init__(self, kind: str, device: int, pointer: int, owned: bool = True, parent: int = 0, name: str = "") -> None:
         self.kind, self.device, self.pointer, self.owned, self.parent, self.name = kind, device, pointer, owned, parent, name
         self.recorded = False  # event: at least once
+        self.timed = True  # event
         self.shared = 0  # kernel: bytes of shared memory it was allowed
         self.keep: list[Any] = []  # stream: host memory that queued work still reads
         self.error: BaseException | None = None  # stream: what a host function raised, not delivered yet

@@ -239,6 +239,7 @@ def cross_device_wait(s: Subject) -> None:
     """A wait for another device's event orders, or is refused where cross_device_events is not claimed."""
     other = s.other()
     producer, consumer, event = s.stream(device=other), s.stream(), s.event(device=other)
+    aside = s.stream()  # to look while the consumer waits: stream 0 may be one that waits for it
     theirs, mine = s.alloc(_N, device=other), s.alloc(_N)
     s.upload(mine, np.zeros(_N, np.uint8))
     s.driver.event_record(event, producer)
@@ -256,7 +257,9 @@ def cross_device_wait(s: Subject) -> None:
         s.driver.stream_wait_event(consumer, event)
         s.fill(mine, 1, _N, consumer)
         s.quiet(lambda: s.driver.stream_query(consumer), "a stream passed another device's event that has not happened", _STILL_S)
-        require(not s.download(mine, _N).any(), "a stream passed another device's event that has not happened")
+        seen = s.download(mine, _N, aside)
+        sync_within(s, aside, "a stream beside a waiting one")
+        require(not seen.any(), "a stream passed another device's event that has not happened")
         gate.set()
         sync_within(s, consumer, "a stream whose event on another device has happened")
         require(holds(s.download(theirs, _N, device=other), 9), "the event of another device happened before the work in front of it")

@@ -99,6 +99,7 @@ def in_order(s: Subject) -> None:
 def submission_returns(s: Subject) -> None:
     """Work queued on a blocked stream returns at once and does not happen before its turn."""
     stream, address, other = s.stream(), s.alloc(_N), s.alloc(_N)
+    aside = s.stream()  # to look while the stream is blocked: stream 0 may be one that waits for it
     data = s.pattern(_N)
     s.upload(address, np.zeros(_N, np.uint8))
     s.upload(other, np.zeros(_N, np.uint8))
@@ -114,7 +115,9 @@ def submission_returns(s: Subject) -> None:
     with s.blocked(stream):
         s.until(start(s, submit), "queueing copies and fills on a blocked stream")
         s.quiet(lambda: found[0].any(), "a copy queued behind a blocked host function has happened already")
-        require(not s.download(other, _N).any(), "work queued behind a blocked host function has reached the device already")
+        seen = s.download(other, _N, aside)
+        sync_within(s, aside, "a stream beside a blocked one")
+        require(not seen.any(), "work queued behind a blocked host function has reached the device already")
     sync_within(s, stream, "a released stream")
     require((found[0] == data).all(), "the copies queued while the stream was blocked gave wrong bytes")
     require(holds(s.download(address, _N), 7), "the fill queued while the stream was blocked did not happen")
