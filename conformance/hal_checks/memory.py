@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ...hal.errors import ArgumentError, Busy, HaianError, InvalidHandle, OutOfM
 from .check import Subject, check, host, require
 
 _LOOPS = 10_000
+_ROUND_S = 8.0  # a slow runtime does fewer of them
 _PROBE_BYTES = 8 << 20
 _GROWTH_BYTES = 20 << 20  # of the address space; 10,000 leaked blocks of 4 KiB are 40 MB
 _MOST_BLOCKS = 4096  # a device that gives more blocks of its largest size backs them with nothing
@@ -249,7 +251,7 @@ def free_in_use(s: Subject) -> None:
         s.driver.free(s.device, source)
 
 
-@check(23, "leak_loop", "C")
+@check(23, "leak_loop", "C", timeout_s=60)
 def leak_loop(s: Subject) -> None:
     """Ten thousand allocations and frees leave nothing behind (a thousand under validation)."""
     exact = _used(s) is not None
@@ -258,8 +260,11 @@ def leak_loop(s: Subject) -> None:
     alloc, free = s.driver.alloc, s.driver.free
 
     def round_(n: int) -> tuple[int, int]:
+        end = time.monotonic() + _ROUND_S
         for _ in range(n):
             free(s.device, alloc(s.device, size))
+            if time.monotonic() > end:
+                break
         return _in_use(s) if exact else 0, _address_space()
 
     used, mapped = round_(100)
@@ -319,19 +324,27 @@ def pinned(s: Subject) -> None:
         s.driver.free(s.device, address)
     s.expect(ArgumentError, s.driver.host_alloc, s.device, 0)
     if s.offers("host_register") and s.offers("host_unregister"):
-        memory = np.zeros(1 << 16, np.uint8)
-        address = host(memory) + -host(memory) % 4096  # some chips register whole pages only
-        s.expect(InvalidHandle, s.driver.host_unregister, s.device, address)
+        _registered(s, target)
+
+
+def _registered(s: Subject, target: int) -> None:
+    """Memory of the host that is page-locked later; a table may say Unsupported where its runtime lacks the call."""
+    memory = np.zeros(1 << 16, np.uint8)
+    address = host(memory) + -host(memory) % 4096  # some chips register whole pages only
+    try:
         s.driver.host_register(s.device, address, 8192)
-        try:
-            s.expect(ArgumentError, s.driver.host_register, s.device, address, 8192)
-            data = s.pattern(4096)
-            s.upload(target, data)
-            s.driver.copy(s.device, Copy("d2h", address, target, 4096))
-            require(ctypes.string_at(address, 4096) == data.tobytes(), "registered memory received wrong bytes")
-        finally:
-            s.driver.host_unregister(s.device, address)
-        s.expect(InvalidHandle, s.driver.host_unregister, s.device, address)
+    except Unsupported:
+        return
+    try:
+        s.expect(ArgumentError, s.driver.host_register, s.device, address, 8192)
+        data = s.pattern(4096)
+        s.upload(target, data)
+        s.driver.copy(s.device, Copy("d2h", address, target, 4096))
+        require(ctypes.string_at(address, 4096) == data.tobytes(), "registered memory received wrong bytes")
+    finally:
+        s.driver.host_unregister(s.device, address)
+    s.expect(InvalidHandle, s.driver.host_unregister, s.device, address)
+    s.expect(InvalidHandle, s.driver.host_unregister, s.device, address + 4096)
 
 
 @check(26, "ptr_info", "X", needs=("ptr_info",))
