@@ -127,9 +127,11 @@ static void waited(haian_cache *c, block *b, int idle) { /* under the lock */
   cache_settle(c, b);
 }
 
-/* Takes in what finalisers freed and what other streams have passed. */
-static int32_t collect(haian_cache *c) {
+/* Takes in what finalisers freed and what other streams have passed.  Asks no more once `patience` blocks have not passed;
+ * *early says so. */
+static int32_t collect(haian_cache *c, uint32_t patience, int *early) {
   int32_t status = HAIAN_OK;
+  *early = 0;
   block *list = take_list(c, &c->freed);
   if (list) {
     while (list && !status) {
@@ -145,7 +147,8 @@ static int32_t collect(haian_cache *c) {
   if (status) return status;
   list = take_list(c, &c->waiting);
   if (!list) return HAIAN_OK;
-  while (list && !status) {
+  block *still = NULL, **end = &still; /* in their old order, behind those not asked about */
+  while (list && !status && patience) {
     block *b = list;
     list = b->right;
     int passed = !b->until_trim;
@@ -154,17 +157,24 @@ static int32_t collect(haian_cache *c) {
       if (status) passed = 0;
       if (status == HAIAN_NOT_READY) status = HAIAN_OK;
     }
-    cache_lock(c);
     if (passed) {
+      cache_lock(c);
       waited(c, b, 0);
+      cache_unlock(c);
     } else {
-      b->right = c->waiting;
-      c->waiting = b;
+      patience--;
+      *end = b;
+      end = &b->right;
     }
-    cache_unlock(c);
   }
+  *early = list != NULL;
+  block **last = &list;
+  while (*last) last = &(*last)->right;
+  *last = still;
+  if (!still) end = last;
   cache_lock(c);
-  back_to_list(&c->waiting, list);
+  *end = c->waiting;
+  c->waiting = list;
   c->away--;
   cache_unlock(c);
   return status;
@@ -213,10 +223,8 @@ static int32_t advance(haian_cache *c, order *o) {
 }
 
 /* The best fitting free block of the stream, else of another whose work on it has passed; *out NULL: there is none. */
-static int32_t cached(haian_cache *c, uint64_t bytes, int small, uint64_t stream, block **out) {
-  *out = NULL;
-  int32_t status = collect(c);
-  if (status) return status;
+static int32_t search(haian_cache *c, uint64_t bytes, int small, uint64_t stream, block **out) {
+  int32_t status = HAIAN_OK;
   cache_lock(c);
   order *mine = cache_order_of(c, stream);
   if (!mine) mine = c->zero; /* closed, or nobody's */
@@ -254,6 +262,18 @@ static int32_t cached(haian_cache *c, uint64_t bytes, int small, uint64_t stream
   free(others);
   unpin(c, mine);
   *out = b;
+  return status;
+}
+
+/* The same after taking in what was freed; asks about every waiting block only where nothing else fits. */
+static int32_t cached(haian_cache *c, uint64_t bytes, int small, uint64_t stream, block **out) {
+  int early = 1;
+  int32_t status = HAIAN_OK;
+  *out = NULL;
+  for (uint32_t patience = PATIENCE; !status && !*out && early; patience = UINT32_MAX) {
+    status = collect(c, patience, &early);
+    if (!status) status = search(c, bytes, small, stream, out);
+  }
   return status;
 }
 
@@ -434,7 +454,8 @@ int32_t haian_cache_order(haian_cache *c, const uint64_t *users, uint32_t n_user
   return status;
 }
 int32_t haian_cache_stream_close(haian_cache *c, uint64_t stream) {
-  int32_t status = collect(c);
+  int early;
+  int32_t status = collect(c, UINT32_MAX, &early);
   if (status) return status;
   cache_lock(c);
   order *o = stream ? cache_order_of(c, stream) : NULL;
@@ -453,7 +474,8 @@ int32_t haian_cache_stream_close(haian_cache *c, uint64_t stream) {
 }
 int32_t haian_cache_trim(haian_cache *c, uint64_t *released) {
   *released = 0;
-  int32_t status = collect(c);
+  int early;
+  int32_t status = collect(c, UINT32_MAX, &early);
   if (status) return status;
   typedef struct {
     order *order;
@@ -492,7 +514,8 @@ int32_t haian_cache_trim(haian_cache *c, uint64_t *released) {
 }
 
 int32_t haian_cache_statistics(haian_cache *c, haian_cache_stats *out) {
-  int32_t status = collect(c);
+  int early;
+  int32_t status = collect(c, UINT32_MAX, &early);
   cache_lock(c);
   *out = c->stats;
   cache_unlock(c);

@@ -13,6 +13,7 @@ enum {
   SEGMENT_SHARE = 16, /* room beyond the request never makes a segment larger than 1/16 of the device */
   N_QUICK = 64,
   N_CHAINS = 64,       /* of the table of streams */
+  PATIENCE = 16,       /* waiting blocks not passed before a request stops asking: each costs a driver call */
   MAX_OOM_PAUSES = 100 /* how often to wait for memory that another thread is just giving back */
 };
 
