@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ...hal.driver import HOST_TO_DEVICE, Copy
+from ...hal.driver import HOST_TO_DEVICE, Copy, Launch
 from ...hal.dtype import BY_NAME
-from ...hal.errors import ArgumentError, HaianError
+from ...hal.errors import ArgumentError, HaianError, InvalidHandle
 from .check import Subject, check, host, require
 
 
@@ -76,11 +76,15 @@ def bad_ordinal(s: Subject) -> None:
         ("stream", d.stream_create, ()), ("event", d.event_create, ()), ("module", d.module_load, (b"image", s.caps.image_format)),
         ("ipc", d.ipc_export, (address,)), ("ipc", d.ipc_close, (address,)), ("prof", d.prof_start, ()), ("prof", d.prof_stop, ()),
         ("prof", d.prof_drain, ()), ("telemetry", d.telemetry, ()), ("op", d.op_query, ("add", ("float32", "float32"), True)),
+        ("op", d.op_run, ("add", (), (), {})), ("ipc", d.ipc_open, (bytes(64),)),
     ]
     for group, call, rest in calls:
         if not group or s.offers(group):
             for device in (-1, s.count, 2**31 - 1):
                 s.expect(ArgumentError, call, device, *rest)
+    if s.offers("module"):
+        for device in (-1, s.count, 2**31 - 1):  # kernel 0 is never alive: which of the two is refused first is the driver's affair
+            s.expect((ArgumentError, InvalidHandle), d.launch, device, Launch(0, (1, 1, 1), 1, 0, ()))
     if s.offers("comm"):
         unique = d.comm_unique_id()
         for device in (-1, s.count, 2**31 - 1):
