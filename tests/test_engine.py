@@ -63,7 +63,7 @@ def test_two_devices_with_facts(driver):
     assert isinstance(a, Capabilities) and (a.model.startswith("stand-in") or "properties" not in driver._calls)
     assert a.total_bytes == (64 << 20 if driver.offers("mem_info") else driver.table.defaults["total_bytes"])
     if driver.table.attributes and "attribute" in driver._calls:
-        assert driver._facts(0)["max_threads"] == 1024 and a.multiprocessors == 4 and a.max_grid == (2**31 - 1, 65535, 65535) and a.max_shared_bytes == 64 << 10
+        assert a.max_threads == 1024 and a.multiprocessors == 4 and a.max_grid == (2**31 - 1, 65535, 65535) and a.max_shared_bytes == 64 << 10
     assert a.uuid == "" or a.uuid != b.uuid
     assert a.streams and a.events and a.async_copy and a.vendor == driver.vendor
     assert driver.props(0) == a
@@ -348,16 +348,22 @@ def test_launch_computes_and_says_its_geometry(driver):
     h2d(driver, 0, px, x)
     h2d(driver, 0, py, y)
     unit = driver.table.block_unit(driver._facts(0)) if driver.table.block_unit else 1
-    driver.launch(0, Launch(axpy, (8, 1, 1), 128 * unit, 0, [("*fp32", px), ("*fp32", py), ("fp32", 0.5), ("i32", n)]), stream)
+    driver.launch(0, Launch(axpy, (8, 1, 1), 128, 0, [("*fp32", px), ("*fp32", py), ("fp32", 0.5), ("i32", n)]), stream)
     driver.stream_sync(stream)
     back = np.zeros(n, np.float32)
     d2h(driver, 0, back, py)
     assert np.array_equal(back, y + np.float32(0.5) * x)
-    driver.launch(0, Launch(geometry, (7, 3, 2), 64 * unit, 1024, [("*i32", px)]))
+    driver.launch(0, Launch(geometry, (7, 3, 2), 64, 1024, [("*i32", px)]))
     driver.sync(0)
     said = np.zeros(7, np.uint32)
     d2h(driver, 0, said, px)
-    assert said.tolist() == [7, 3, 2, 64, 1, 1, 1024]
+    assert said.tolist() == [7, 3, 2, -(-64 // unit) * unit, 1, 1, 1024]  # whole units of the launch
+    driver.launch(0, Launch(geometry, (1, 1, 1), 512, 0, [("*i32", px)]))
+    driver.sync(0)
+    d2h(driver, 0, said, px)
+    assert said[3] == 512
+    with pytest.raises(ArgumentError):
+        driver.launch(0, Launch(geometry, (1, 1, 1), 1025, 0, [("*i32", px)]))
     if "function_attribute" in driver._calls:
         assert driver.kernel_info(axpy).max_threads == 1024 and driver.kernel_info(axpy).name == "axpy"
     with pytest.raises(ArgumentError):
@@ -396,7 +402,8 @@ def test_native_launch_through_the_symbol(driver):
     call = ctypes.CFUNCTYPE(ctypes.c_int, pointer, *[unsigned] * 7, pointer, ctypes.POINTER(pointer), pointer)(driver.launch_symbol)
     address, n = ctypes.c_uint64(p), ctypes.c_int32(16)
     params = (pointer * 2)(ctypes.addressof(address), ctypes.addressof(n))
-    assert call(driver.native(kernel), 1, 1, 1, 16, 1, 1, 0, driver.native(stream), params, None) == 0
+    unit = driver.table.block_unit(driver._facts(0)) if driver.table.block_unit else 1
+    assert call(driver.native(kernel), 1, 1, 1, max(1, 16 // unit), 1, 1, 0, driver.native(stream), params, None) == 0
     driver.stream_sync(stream)
     back = np.zeros(16, np.int32)
     d2h(driver, 0, back, p)
@@ -412,8 +419,7 @@ def test_a_captured_graph_replays(driver):
     module = driver.module_load(0, standins.image("increment"), fmt(driver))
     kernel, stream, p = driver.get_kernel(module, "increment"), driver.stream_create(0), driver.alloc(0, 64)
     driver.fill(0, p, b"\0", 64)
-    unit = driver.table.block_unit(driver._facts(0)) if driver.table.block_unit else 1
-    launch = Launch(kernel, (1, 1, 1), 16 * unit, 0, [("*i32", p), ("i32", 16)])
+    launch = Launch(kernel, (1, 1, 1), 16, 0, [("*i32", p), ("i32", 16)])
     driver.graph_begin(stream)
     driver.launch(0, launch, stream)
     driver.launch(0, launch, stream)

@@ -21,9 +21,9 @@ CACHE = HERE.parent.parent / "build" / "standins"
 _GRID = 65535
 
 
-def _attributes(threads: int, grid: int, shared: int, units: int, *more: tuple[int, int]) -> str:
+def _attributes(threads: int, grid: int, shared: int, units: int, *more: tuple[int, int], most: int = 1024) -> str:
     """Device attributes at the vendor's numbers: threads a block, x of three grid sizes, shared bytes, multiprocessors."""
-    pairs = [(threads, 1024), (grid, 2**31 - 1), (grid + 1, _GRID), (grid + 2, _GRID), (shared, 64 << 10), (units, 4), *more]
+    pairs = [(threads, most), (grid, 2**31 - 1), (grid + 1, _GRID), (grid + 2, _GRID), (shared, 64 << 10), (units, 4), *more]
     return ",".join(f"{{{a},{b}}}" for a, b in pairs)
 
 
@@ -43,7 +43,7 @@ STANDINS: dict[str, tuple[str, dict[str, str], str]] = {
                             "ATTRIBUTES": _attributes(0, 4, 7, 16, (9, 64), (21, 10), (22, 0))}, "libmcruntime.so"),
     "enflame": ("runtime.c", {"P": "tops", "M": "tops", "LAUNCH": "ModuleLaunchKernel", "MODEL": '"stand-in S60"', "ARCH": '"gcu300"',
                               "ARCH_OFFSET": "700", "PINNED": "HostMalloc", "PINNED_FLAGS": "7", "PINNED_FREE": "HostFree",
-                              "ATTRIBUTES": _attributes(9, 6, 11, 10)}, "libtopsrt.so"),
+                              "UNIT": "256", "ATTRIBUTES": _attributes(9, 6, 11, 10, most=256)}, "libtopsrt.so"),
     "sunrise": ("runtime.c", {"P": "tang", "M": "ta", "MODULE_INIT": "1", "MODULE_SIZE": "1", "LAUNCH": "LaunchKernel", "MODEL": '"stand-in S2"',
                               "NO_AUTO": "1", "CODE_OOM": "3006", "CODE_CAPTURE": "306", "ATTRIBUTES": _attributes(4, 8, 0, 13, (2, 32))},
                 "libtangrt_shared.so"),

@@ -1,5 +1,8 @@
 /* Modules and launch in the shape of the CUDA driver API, under prefix M; the file that includes this defines ENTER (a statement
- * that may return a code) and DEVICE (the current device), and LAUNCH, the name of the launch function. */
+ * that may return a code) and DEVICE (the current device), and LAUNCH, the name of the launch function.  UNIT: threads in one of block.x. */
+#ifndef UNIT
+#define UNIT 1
+#endif
 #ifdef MODULE_SIZE /* the image's size comes third */
 int NAME(M, ModuleLoadData)(void **module, const void *image, size_t size) {
   ENTER;
@@ -46,5 +49,5 @@ int NAME(M, LAUNCH)(void *function, unsigned gx, unsigned gy, unsigned gz, unsig
   ENTER;
   if (extra) return 1;
   return cuda_code(
-      launch(DEVICE, stream, function, (unsigned[]){gx, gy, gz}, (unsigned[]){bx, by, bz}, shared, params));
+      launch(DEVICE, stream, function, (unsigned[]){gx, gy, gz}, (unsigned[]){bx * UNIT, by, bz}, shared, params));
 }
