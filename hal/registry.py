@@ -54,7 +54,11 @@ class AdapterRecord:
     devices: list[Device] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
-        """Name, source, status, error and devices (name and model), as plain strings and lists."""
+        """Name, source, status, error and devices (name and model), as plain strings and lists.
+
+        Of drivers made from a table also: ``note`` (why there is no device), ``looked`` (where its library was looked for),
+        ``missing`` (symbols the library lacks) and ``unconfirmed`` (what in the table no public source settles).
+        """
         found = []
         for dev in self.devices:
             try:
@@ -62,7 +66,9 @@ class AdapterRecord:
             except HaianError as e:  # a device that cannot even say what it is still belongs in the report
                 found.append(f"{dev.name} (props failed: {e})")
         error = f"{type(self.error).__name__}: {self.error}" if self.error else ""
-        return {"name": self.name, "source": self.source, "status": self.status, "error": error, "devices": found}
+        facts = {"note": "why_none", "looked": "looked", "missing": "missing", "unconfirmed": "unconfirmed"}
+        more = {word: getattr(self.driver, name) for word, name in facts.items() if hasattr(self.driver, name)}
+        return {"name": self.name, "source": self.source, "status": self.status, "error": error, "devices": found, **more}
 
 
 def _entry_points() -> Sequence[EntryPoint]:

@@ -91,11 +91,17 @@ def doctor() -> None:
     _table(["what", "found"], rows)
     print()
     broken = False
-    adapters = []
+    adapters, doubts = [], []
     for r in report():
         broken = broken or r["status"] == "failed"
-        adapters.append([r["name"], r["status"], ", ".join(r["devices"]) or r["error"] or "no device present", r["source"]])
+        adapters.append([r["name"], r["status"], ", ".join(r["devices"]) or r["error"] or r.get("note") or "no device present", r["source"]])
+        if r["devices"]:
+            doubts += [[r["name"], "not in the library", symbol] for symbol in r.get("missing", ())]
+            doubts += [[r["name"], subject, text] for subject, text in r.get("unconfirmed", {}).items()]
     _table(["adapter", "status", "devices or reason", "from"], adapters)
+    if doubts:
+        print()
+        _table(["adapter", "unconfirmed", "what is not known"], doubts)
     if broken:
         raise typer.Exit(FINDINGS)
 
