@@ -5,6 +5,7 @@
 #include "haian_hal.h"
 #include <dlfcn.h>
 #include <elf.h>
+#include <elf.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -203,10 +204,25 @@ static hal_status elapsed(int32_t d, hal_handle a, hal_handle b, int64_t *ns) {
 }
 
 /* ---- modules: the bytes of a shared object; a kernel is a function of it, called once a program */
+static int whole_elf(const char *image,
+                     uint64_t bytes) { /* dlopen maps what the headers promise: a cut-off file is a SIGBUS */
+  Elf64_Ehdr head;
+  if (bytes < sizeof head) return 0;
+  memcpy(&head, image, sizeof head);
+  if (memcmp(head.e_ident, ELFMAG, SELFMAG) || head.e_ident[EI_CLASS] != ELFCLASS64 || head.e_phoff > bytes) return 0;
+  for (uint64_t i = 0; i < head.e_phnum; i++) {
+    Elf64_Phdr part;
+    uint64_t at = head.e_phoff + i * head.e_phentsize;
+    if (at + sizeof part > bytes) return 0;
+    memcpy(&part, image + at, sizeof part);
+    if (part.p_type == PT_LOAD && (part.p_offset > bytes || part.p_filesz > bytes - part.p_offset)) return 0;
+  }
+  return 1;
+}
 static hal_status load(int32_t d, const void *image, uint64_t bytes, const char *format, hal_handle *out) {
   DEVICE(d);
-  NEED(!strcmp(format, "so") && bytes > 4 && !memcmp(image, "\177ELF", 4), HAL_INVALID_ARGUMENT,
-       "the image must be a shared object, format so");
+  NEED(!strcmp(format, "so") && whole_elf(image, bytes), HAL_INVALID_ARGUMENT,
+       "the image must be a whole shared object, format so");
   Elf64_Ehdr head; /* its last part is the section table: without it the file is cut off, and dlopen would die of it */
   NEED(bytes > sizeof head, HAL_INVALID_ARGUMENT, "the image is cut off");
   memcpy(&head, image, sizeof head);
