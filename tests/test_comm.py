@@ -671,7 +671,7 @@ def test_it_joins_a_vendors_runtime_table(built):
     from haian.adapters.hip import HipDriver
     from standins import build
 
-    class Joined(xccl.VendorCommunicators, HipDriver):
+    class Joined(HipDriver):
         collectives = replace(xccl.RCCL, libraries=(built("rccl"),))
 
     driver = Joined(str(build("hip")))

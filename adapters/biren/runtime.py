@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import re
 
-from ..engine import CUDA_ERRORS, CUDA_FATAL, Runtime, TableDriver, Xccl, cuda_runtime
+from ..engine import CUDA_ERRORS, CUDA_FATAL, Runtime, TableDriver, cuda_runtime
 
 __all__ = ["BirenDriver"]
 
@@ -22,7 +22,6 @@ TABLE = Runtime(
     errors=CUDA_ERRORS, fatal=CUDA_FATAL,
     defaults={"warp": 32, "max_threads": 1024, "shared": 32 << 10, "total_bytes": 32 << 30},
     dtypes=("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32"),
-    xccl=Xccl(("libsuccl.so",), "succl", _PATHS),
     unconfirmed={
         "directions": "the order is CUDA's (host-host, host-device, device-host, device-device); the numbers 0 to 4 are taken from it",
         "prefix": "su is documented, newer code calls supa; with supa the order of suMemcpyAsync's arguments is taken over",
@@ -31,7 +30,7 @@ TABLE = Runtime(
         "mem_info": "suMemGetInfo was not seen; absent, 32 GiB are assumed",
         "pinned": "pinned host memory is read-only for kernels (reference manual)",
         "modules": "no public triton fork: operators run on the host",
-        "xccl": "the library is libsuccl.so; its prefix was not seen"},
+        "xccl": "libsuccl.so, its prefix was not seen: collectives go through the host"},
 )
 
 

@@ -1,13 +1,13 @@
 """NVIDIA's CUDA driver API as a table.  Names, argument order and numbers are those of its public reference."""
 from __future__ import annotations
 
-from ..engine import CUDA_DRIVER, CUDA_ERRORS, CUDA_FATAL, NCCL, Runtime, TableDriver
+from ..engine import CUDA_DRIVER, CUDA_ERRORS, CUDA_FATAL, Runtime, TableDriver
 
 __all__ = ["CudaDriver"]
 
 TABLE = Runtime(
     name="cuda", vendor="NVIDIA",
-    libraries=(("libcuda.so.1", "libcuda.so"),),
+    libraries=(("libcuda.so.1",),),  # libcuda.so alone may be the toolkit's stub
     paths=("/usr/local/nvidia/lib64", "/usr/lib/wsl/lib"),
     by_name=True,  # containers mount it where only the loader's cache knows
     unless=("$PPU_SDK", "$COREX_ROOT", "/usr/local/corex"),
@@ -20,7 +20,7 @@ TABLE = Runtime(
     arch=lambda f: f"sm_{f.capability}",
     formats={"cubin": (b"\x7fELF",), "ptx": ()},
     facts={"bf16_atomics": lambda f: f.capability >= 90},
-    xccl=NCCL,
+    xccl="nccl",
 )
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import re
 
-from ..engine import CUDA_ERRORS, CUDA_FATAL, Facts, Runtime, TableDriver, Xccl, cuda_runtime, modules
+from ..engine import CUDA_ERRORS, CUDA_FATAL, Facts, Runtime, TableDriver, cuda_runtime, modules
 
 __all__ = ["EnflameDriver"]
 
@@ -35,7 +35,7 @@ TABLE = Runtime(
     arch=_arch,
     formats={"fatbin": ()},
     facts={"max_threads": lambda f: 4 * f["max_threads"], "dtypes_math": _math, "int64_math": lambda f: "int64" in _math(f)},
-    xccl=Xccl(("libeccl.so",), "eccl", ("/opt/tops/lib", "/usr/lib")),
+    xccl="eccl",
     unconfirmed={
         "host_func": "topsLaunchHostFunc is used by FlagCX and is not in the public header",
         "grid": "65535 programs an axis on gcu300 (comments of FlagGems); the attribute is asked",

@@ -3,7 +3,7 @@ library.py (finding and binding a shared library), driver.py (the Driver over it
 """
 from .driver import TableDriver
 from .shapes import CUDA_DRIVER, CUDA_ERRORS, CUDA_FATAL, HIP, HIP_ATTRIBUTES, HIP_FORMATS, cuda_runtime, gfx, modules
-from .table import NCCL, Facts, Runtime, Xccl
+from .table import Facts, Runtime
 
-__all__ = ["CUDA_DRIVER", "CUDA_ERRORS", "CUDA_FATAL", "Facts", "HIP", "HIP_ATTRIBUTES", "HIP_FORMATS", "NCCL", "Runtime", "TableDriver", "Xccl",
+__all__ = ["CUDA_DRIVER", "CUDA_ERRORS", "CUDA_FATAL", "Facts", "HIP", "HIP_ATTRIBUTES", "HIP_FORMATS", "Runtime", "TableDriver",
            "cuda_runtime", "gfx", "modules"]

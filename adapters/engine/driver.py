@@ -40,6 +40,7 @@ from ...hal.errors import (
     Timeout,
     Unsupported,
 )
+from ..xccl import LIBRARIES, Collectives, VendorCommunicators
 from .handles import Handles, Slot
 from .library import Bound, Found, bind, find
 from .table import REQUIRED, Facts, Runtime
@@ -54,15 +55,26 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "module": ("module_load", "module_unload", "module_function", "launch"),
     "graph": ("capture_begin", "capture_end", "graph_instantiate", "graph_launch", "graph_destroy", "exec_destroy"),
 }
-# A kernel argument in an 8-byte slot, by Triton's type name; addresses are "*...".  float16 scalars travel as float32 in Triton.
+# A kernel argument in an 8-byte slot, by Triton's type name; addresses are "*...".
 _PACK = {"i1": "b7x", "i8": "b7x", "u8": "B7x", "i16": "h6x", "u16": "H6x", "i32": "i4x", "u32": "I4x", "i64": "q", "u64": "Q", "fp32": "f4x", "fp64": "d",
-         "fp16": "f4x", "bf16": "f4x"}
+         "u1": "B7x"}
 _KERNEL_ATTRIBUTES = {"max_threads": 0, "shared_bytes": 1, "local_bytes": 3, "registers": 4}
 _PCI = re.compile(rb"[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]")
 _PROPERTIES_BYTES = 8192  # more than any known properties struct (HIP 6: 1472)
 _SEED_BYTES = 64 << 10  # a pattern the runtime cannot fill is copied once this large, then doubled on the device
 _POLL_S = 50e-6
 _LAUNCH_SHAPE = "function, gx, gy, gz, bx, by, bz, shared, stream, params, 0:uintptr_t)"
+
+
+_opened: weakref.WeakSet[TableDriver] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for driver in _opened:
+        driver._forked = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _overlap(desc: Copy, rows: int, nbytes: int) -> bool:
@@ -76,7 +88,7 @@ def _overlap(desc: Copy, rows: int, nbytes: int) -> bool:
     return False
 
 
-class TableDriver(Driver):
+class TableDriver(VendorCommunicators, Driver):
     """Devices of the vendor that ``table`` describes.
 
     Args:
@@ -163,14 +175,7 @@ class TableDriver(Driver):
             version = self._ffi.new("int *")
             if self._calls["driver_version"](version) == self.table.success:
                 self.version = self.table.version(version[0])
-        driver = weakref.ref(self)
-
-        def forked() -> None:
-            alive = driver()
-            if alive is not None:
-                alive._forked = True
-
-        os.register_at_fork(after_in_child=forked)
+        _opened.add(self)
         if not count[0]:
             self.why_none = f"{paths[0]} finds no device"
         return count[0]
@@ -184,6 +189,8 @@ class TableDriver(Driver):
             for device in range(self._count):
                 with suppress(HaianError):  # a lost device has nothing left to give back
                     self._release(device)
+            for device in self._contexts:
+                self._calls["context_release"](self._ordinal(device))
             if "fini" in self._calls:
                 self._calls["fini"]()
         self._clear()
@@ -194,7 +201,14 @@ class TableDriver(Driver):
         self._open()
         if group in _NEEDS:
             return all(any(c in self._calls for c in call.split("|")) for call in _NEEDS[group])
+        if group == "comm":
+            return self._count > 0 and self.has_collectives()
         return all(getattr(type(self), m) is not getattr(Driver, m) for m in GROUPS[group] if not m.endswith("?"))
+
+    @property
+    def collectives(self) -> Collectives | None:  # type: ignore[override]
+        """The vendor's collective library as a table; opened by the first question whether there is one."""
+        return LIBRARIES.get(self.table.xccl)
 
     @property
     def launch_symbol(self) -> int:
@@ -344,7 +358,7 @@ class TableDriver(Driver):
         if device in self._facts_of:
             return self._facts_of[device]
         self._enter(device)
-        number, value, buffer = self._ordinal(device), self._ffi.new("int *"), self._ffi.new("char[]", _PROPERTIES_BYTES)
+        number, value, buffer = self._ordinal(device), self._ffi.new(f"{self.table.attribute_type} *"), self._ffi.new("char[]", _PROPERTIES_BYTES)
         attributes = dict(self.table.defaults)
         for name, attribute in self.table.attributes.items():
             if "attribute" in self._calls and self._calls["attribute"](value, attribute, number) == self.table.success:
@@ -752,14 +766,18 @@ class TableDriver(Driver):
             packed = struct.pack("<" + "".join("Q" if t[0] == "*" else _PACK[t] for t, _ in desc.args), *[v for _, v in desc.args])
         except (KeyError, struct.error) as error:
             raise ArgumentError(f"{self.name}: launch arguments {list(desc.args)!r}: {error}; types are *T, {', '.join(_PACK)}") from None
+        self._run_kernel(device, slot, desc, packed, self._stream(stream, device))
+
+    def _run_kernel(self, device: int, slot: Slot, desc: Launch, packed: bytes, stream: int) -> None:
+        """The vendor's own launch.  packed: the arguments in slots of 8 bytes; stream: the vendor's."""
         data = self._ffi.from_buffer(packed)
         base = int(self._ffi.cast("uintptr_t", data))
         params = self._ffi.new("uintptr_t[]", [base + 8 * i for i in range(len(desc.args))])
         unit = self.table.block_unit(self._facts(device)) if self.table.block_unit else 1
         if unit > 1 and desc.threads > self.props(device).max_threads:  # the division would hide it from the runtime
             raise ArgumentError(f"{self.name}: {desc.threads} threads; a program has at most {self.props(device).max_threads}")
-        self._check(self._call("launch")(slot.pointer, *desc.grid, -(-desc.threads // unit), 1, 1, desc.shared_bytes, self._stream(stream, device), params),
-                    "launch", device, f" of {slot.name!r}")
+        self._check(self._call("launch")(slot.pointer, *desc.grid, -(-desc.threads // unit), 1, 1, desc.shared_bytes, stream, params), "launch", device,
+                    f" of {slot.name!r}")
 
     # ---- graphs ------------------------------------------------------------------------------------------------------------
     def graph_begin(self, stream: int) -> None:

@@ -78,23 +78,17 @@ def find(table: Runtime) -> Found:
     if not table.only_paths:
         folders += [p for p in _system(os.environ.get("LD_LIBRARY_PATH", "")) if os.path.isabs(p)]
     for names in table.libraries:
-        path = ""
-        for folder in dict.fromkeys(folders):
-            if not os.path.isdir(folder):
-                found.looked.append(folder)
+        path = refused = ""
+        for name, folder in ((n, f) for n in names for f in dict.fromkeys(folders)):
+            candidate = os.path.join(folder, name)
+            found.looked.append(candidate)
+            if not os.path.exists(candidate):
                 continue
-            for name in names:
-                candidate = os.path.join(folder, name)
-                found.looked.append(candidate)
-                if os.path.exists(candidate):
-                    if not _trusted(candidate):
-                        found.why = f"{candidate} is writable by everyone; chmod o-w it"
-                        continue
-                    path = candidate
-                    break
-            if path:
+            if _trusted(candidate):
+                path = candidate
                 break
-        if not path and table.by_name:
+            refused = found.why = f"{candidate} is writable by everyone; chmod o-w it"
+        if not path and not refused and table.by_name:
             found.looked.append(f"the dynamic loader: {names[0]}")
             path = names[0] if _loadable(names[0]) else ""
         if path:

@@ -29,7 +29,7 @@ CUDA_ERRORS: dict[int, type[HaianError]] = {
 CUDA_FATAL = frozenset({214, 220, 700, 710, 714, 715, 716, 717, 718, 719, 721})
 
 _NON_BLOCKING, _TIMED, _UNTIMED = 1, 1, 3  # stream 1: independent of stream 0; event 1: waits sleep, 2: no timing
-_THREAD_LOCAL = 1  # stream capture: other threads' calls stay legal
+_RELAXED = 2  # stream capture: allocations meanwhile stay legal, on this thread and others
 
 
 def cuda_runtime(p: str, **changes: str) -> dict[str, str]:
@@ -51,7 +51,7 @@ def cuda_runtime(p: str, **changes: str) -> dict[str, str]:
         "event_new": f"{p}EventCreateWithFlags(out, {_TIMED})", "event_new_untimed": f"{p}EventCreateWithFlags(out, {_UNTIMED})",
         "event_destroy": f"{p}EventDestroy(event)", "event_record": f"{p}EventRecord(event, stream)", "event_query": f"{p}EventQuery(event)",
         "event_sync": f"{p}EventSynchronize(event)", "elapsed": f"{p}EventElapsedTime(ms, start, end)",
-        "capture_begin": f"{p}StreamBeginCapture(stream, {_THREAD_LOCAL})", "capture_end": f"{p}StreamEndCapture(stream, out)",
+        "capture_begin": f"{p}StreamBeginCapture(stream, {_RELAXED})", "capture_end": f"{p}StreamEndCapture(stream, out)",
         "graph_instantiate": f"{p}GraphInstantiateWithFlags(out, graph, 0:unsigned long long)", "graph_launch": f"{p}GraphLaunch(exec, stream)",
         "graph_destroy": f"{p}GraphDestroy(graph)", "exec_destroy": f"{p}GraphExecDestroy(exec)"}
     calls.update(changes)
@@ -73,7 +73,8 @@ CUDA_DRIVER: dict[str, str] = modules("cu") | {
     "device_count": "cuDeviceGetCount(count)", "device_get": "cuDeviceGet(value_out, device)", "device_name": "cuDeviceGetName(text, length, cu_device)",
     "attribute": "cuDeviceGetAttribute(value_out, attribute, cu_device)", "uuid": "cuDeviceGetUuid_v2|cuDeviceGetUuid(text, cu_device)",
     "mem_total": "cuDeviceTotalMem_v2(total_out, cu_device)", "mem_info": "cuMemGetInfo_v2(free_out, total_out)",
-    "context_retain": "cuDevicePrimaryCtxRetain(out, cu_device)", "set_context": "cuCtxSetCurrent(context)", "device_sync": "cuCtxSynchronize()",
+    "context_retain": "cuDevicePrimaryCtxRetain(out, cu_device)", "context_release": "cuDevicePrimaryCtxRelease_v2(cu_device)",
+    "set_context": "cuCtxSetCurrent(context)", "device_sync": "cuCtxSynchronize()",
     "malloc": "cuMemAlloc_v2(out, n)", "free": "cuMemFree_v2(ptr)", "host_malloc": "cuMemAllocHost_v2(out, n)", "host_free": "cuMemFreeHost(ptr)",
     "managed_malloc": "cuMemAllocManaged(out, n, 1)", "host_register": "cuMemHostRegister_v2(ptr, n, 0)", "host_unregister": "cuMemHostUnregister(ptr)",
     "copy_h2d": "cuMemcpyHtoDAsync_v2(dst, src, n, stream)", "copy_d2h": "cuMemcpyDtoHAsync_v2(dst, src, n, stream)",
@@ -85,7 +86,7 @@ CUDA_DRIVER: dict[str, str] = modules("cu") | {
     "event_new": f"cuEventCreate(out, {_TIMED})", "event_new_untimed": f"cuEventCreate(out, {_UNTIMED})", "event_destroy": "cuEventDestroy_v2(event)",
     "event_record": "cuEventRecord(event, stream)", "event_query": "cuEventQuery(event)", "event_sync": "cuEventSynchronize(event)",
     "elapsed": "cuEventElapsedTime_v2|cuEventElapsedTime(ms, start, end)", "set_shared": "cuFuncSetAttribute(function, 8:int, value)",
-    "capture_begin": f"cuStreamBeginCapture_v2(stream, {_THREAD_LOCAL})", "capture_end": "cuStreamEndCapture(stream, out)",
+    "capture_begin": f"cuStreamBeginCapture_v2(stream, {_RELAXED})", "capture_end": "cuStreamEndCapture(stream, out)",
     "graph_instantiate": "cuGraphInstantiateWithFlags(out, graph, 0:unsigned long long)", "graph_launch": "cuGraphLaunch(exec, stream)",
     "graph_destroy": "cuGraphDestroy(graph)", "exec_destroy": "cuGraphExecDestroy(exec)",
 }

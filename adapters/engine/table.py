@@ -15,11 +15,11 @@ symbol the library lacks, is absent; the groups of functions that need it are th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ...hal.errors import HaianError
 
-__all__ = ["CALLS", "Facts", "NCCL", "REQUIRED", "Runtime", "TYPES", "Xccl"]
+__all__ = ["CALLS", "Facts", "REQUIRED", "Runtime", "TYPES"]
 
 # Argument names and their C types.  Pointers and handles travel as integers of pointer size; names ending in _out and
 # those with * are written by the vendor.
@@ -37,7 +37,7 @@ TYPES: dict[str, str] = {
 # Every call the engine knows, with the arguments it passes, in its own order.
 CALLS: dict[str, str] = {
     "init": "", "fini": "", "driver_init": "", "driver_version": "value_out", "clear_error": "", "error_text": "code text_out",
-    "device_count": "count", "device_get": "value_out device", "set_device": "device", "context_retain": "out cu_device", "set_context": "context",
+    "device_count": "count", "device_get": "value_out device", "set_device": "device", "context_retain": "out cu_device", "context_release": "cu_device", "set_context": "context",
     "device_sync": "", "device_reset": "", "device_name": "text length cu_device", "properties": "text device", "attribute": "value_out attribute cu_device",
     "uuid": "text length cu_device", "mem_info": "free_out total_out", "mem_total": "total_out cu_device",
     "malloc": "out n", "free": "ptr", "host_malloc": "out n", "host_free": "ptr", "managed_malloc": "out n", "host_register": "ptr n",
@@ -79,30 +79,6 @@ class Facts:
         return 10 * self.attributes.get("major", 0) + self.attributes.get("minor", 0)
 
 
-@dataclass(frozen=True)
-class Xccl:
-    """The vendor's collective library as data; ``dtypes`` and ``ops`` are its enum numbers by haian's names."""
-
-    libraries: tuple[str, ...]
-    prefix: str
-    paths: tuple[str, ...] = ()
-    dtypes: Mapping[str, int] = field(default_factory=lambda: NCCL_DTYPES)
-    ops: Mapping[str, int] = field(default_factory=lambda: NCCL_OPS)
-    unique_id_bytes: int = 128
-    grouped: bool = True  # <prefix>GroupStart, GroupEnd
-    calls: Mapping[str, str] = field(default_factory=dict)  # where names or argument order are not NCCL's
-
-    def at(self, *paths: str) -> Xccl:
-        """The same library looked for elsewhere."""
-        return replace(self, paths=paths)
-
-
-# NCCL's public numbers, which the NCCL-shaped libraries share (2.24 added the two float8).
-NCCL_DTYPES: dict[str, int] = {"int8": 0, "uint8": 1, "int32": 2, "uint32": 3, "int64": 4, "uint64": 5, "float16": 6, "float32": 7, "float64": 8,
-                               "bfloat16": 9, "float8_e4m3fn": 10, "float8_e5m2": 11}
-NCCL_OPS: dict[str, int] = {"sum": 0, "prod": 1, "max": 2, "min": 3, "avg": 4}
-NCCL = Xccl(("libnccl.so.2", "libnccl.so"), "nccl")
-
 _DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
 
 
@@ -114,6 +90,7 @@ class Runtime:
     vendor: str
     libraries: tuple[tuple[str, ...], ...]  # each library by its file names, best first; the first library must be there
     calls: Mapping[str, str]
+    own: Mapping[str, str] = field(default_factory=dict)  # arguments of calls beside CALLS, which only this vendor's driver makes
     paths: tuple[str, ...] = ()  # folders, "$VARIABLE/lib64" allowed; LD_LIBRARY_PATH and the system's come after them
     only_paths: bool = False  # the file names are also another vendor's: look nowhere else
     by_name: bool = False  # as a last resort ask the dynamic loader by name: the library sits where only it knows
@@ -130,6 +107,7 @@ class Runtime:
     texts: Mapping[int, str] = field(default_factory=dict)  # where the runtime has no error text of its own
     ignore: frozenset[int] = frozenset()  # codes of init that mean "done already"
     attributes: Mapping[str, int] = field(default_factory=dict)
+    attribute_type: str = "int"  # what the attribute call writes
     defaults: Mapping[str, int] = field(default_factory=dict)  # for attributes that cannot be asked
     align: int = 256  # bytes; what malloc is known to honour
     dtypes: tuple[str, ...] = _DTYPES
@@ -144,5 +122,5 @@ class Runtime:
     touch: bool = False  # modules come from a second library that finds no context before the first call of memory
     version: Callable[[int], str] = str  # of the number that driver_version gives
     facts: Mapping[str, object] = field(default_factory=dict)  # further fields of Capabilities, as they stand
-    xccl: Xccl | None = None
+    xccl: str = ""  # the vendor's collective library: a name of LIBRARIES in adapters/xccl.py
     unconfirmed: Mapping[str, str] = field(default_factory=dict)  # what in this table no public source settles

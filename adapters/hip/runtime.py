@@ -1,7 +1,7 @@
 """AMD's HIP runtime as a table.  Numbers are those of the public header hip_runtime_api.h of HIP 6."""
 from __future__ import annotations
 
-from ..engine import CUDA_ERRORS, CUDA_FATAL, HIP, HIP_ATTRIBUTES, HIP_FORMATS, Runtime, TableDriver, Xccl, gfx
+from ..engine import CUDA_ERRORS, CUDA_FATAL, HIP, HIP_ATTRIBUTES, HIP_FORMATS, Runtime, TableDriver, gfx
 
 __all__ = ["HipDriver"]
 
@@ -17,7 +17,7 @@ TABLE = Runtime(
     arch=gfx,
     formats=HIP_FORMATS,
     default_shared=64 << 10,
-    xccl=Xccl(("librccl.so.1", "librccl.so"), "nccl", ("$ROCM_PATH/lib", "/opt/rocm/lib")),
+    xccl="rccl",
     unconfirmed={"device": "written from AMD's public header; never ran on an AMD GPU"},
 )
 

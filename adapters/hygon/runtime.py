@@ -1,7 +1,7 @@
 """Hygon's DTK as a table: HIP with other file names."""
 from __future__ import annotations
 
-from ..engine import CUDA_ERRORS, CUDA_FATAL, HIP, HIP_ATTRIBUTES, HIP_FORMATS, Runtime, TableDriver, Xccl, gfx
+from ..engine import CUDA_ERRORS, CUDA_FATAL, HIP, HIP_ATTRIBUTES, HIP_FORMATS, Runtime, TableDriver, gfx
 
 __all__ = ["HygonDriver"]
 
@@ -17,7 +17,7 @@ TABLE = Runtime(
     arch=gfx,
     formats=HIP_FORMATS,
     default_shared=64 << 10,
-    xccl=Xccl(("librccl.so.1", "librccl.so"), "nccl", ("/opt/dtk/lib", "/opt/dtk/rccl/lib")),
+    xccl="rccl",
     unconfirmed={
         "library": "libgalaxyhip.so.5 comes from a third-party note; DTK's symbol versions differ from AMD's builds",
         "attributes": "the numbers are AMD's of HIP 6; DTK's header was not read",

@@ -1,7 +1,7 @@
 """Iluvatar's CoreX as a table: CUDA's own names from CoreX's folder, at the level of CUDA 10.2."""
 from __future__ import annotations
 
-from ..engine import CUDA_ERRORS, CUDA_FATAL, NCCL, Runtime, TableDriver, cuda_runtime, modules
+from ..engine import CUDA_ERRORS, CUDA_FATAL, Runtime, TableDriver, cuda_runtime, modules
 
 __all__ = ["IluvatarDriver"]
 
@@ -20,7 +20,7 @@ TABLE = Runtime(
     target=lambda f: ("cuda", f.capability, 64),  # triton's backend has NVIDIA's name here
     arch=lambda f: {70: "ivcore10", 71: "ivcore11", 80: "ivcore20"}.get(f.capability, ""),
     formats={"cubin": (b"\x7fELF",)},
-    xccl=NCCL.at(*_PATHS),
+    xccl="nccl",
     unconfirmed={
         "level": "headers of CUDA 10.2 are what FlagGems compiles against; the current release may offer more",
         "graph": "cudaGraphInstantiateWithFlags came with CUDA 11.4; absent, graphs are not offered",

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from ...hal.errors import Busy, OutOfMemory
-from ..engine import CUDA_ERRORS, CUDA_FATAL, Runtime, TableDriver, Xccl, cuda_runtime, modules
+from ..engine import CUDA_ERRORS, CUDA_FATAL, Runtime, TableDriver, cuda_runtime, modules
 
 __all__ = ["MetaxDriver"]
 
@@ -21,7 +21,7 @@ TABLE = Runtime(
     arch=lambda f: f"xcore{10 * f.capability}",
     formats={"mcfatbin": ()},
     default_shared=64 << 10,
-    xccl=Xccl(("libmccl.so",), "mccl", _PATHS),  # Moore Threads' library has the same name: the path decides
+    xccl="mccl_maca",
     unconfirmed={
         "attributes": "positions were counted in a copy of the enum; the original may start elsewhere",
         "flags": "stream and event flags have CUDA's names; CUDA's numbers are taken",

@@ -1,7 +1,7 @@
 """Moore Threads' MUSA as a table: the CUDA runtime's names under musa, modules from the driver library under mu."""
 from __future__ import annotations
 
-from ..engine import CUDA_ERRORS, CUDA_FATAL, Runtime, TableDriver, Xccl, cuda_runtime, modules
+from ..engine import CUDA_ERRORS, CUDA_FATAL, Runtime, TableDriver, cuda_runtime, modules
 
 __all__ = ["MthreadsDriver"]
 
@@ -20,7 +20,7 @@ TABLE = Runtime(
     target=lambda f: ("musa", f.capability, 32 if f.capability >= 30 else 128),  # QY1 2.1 and QY2 2.2 run 128 lanes, PH1 3.1 runs 32
     arch=lambda f: f"mp_{f.capability}",
     formats={"mubin": ()},
-    xccl=Xccl(("libmccl.so",), "mccl", _PATHS),  # MetaX's library has the same name: the path decides
+    xccl="mccl_musa",
     unconfirmed={
         "directions": "0 to 3 come from a note; musaMemcpyDefault exists, its number was not read",
         "flags": "stream and event flags have CUDA's names; CUDA's numbers are taken",

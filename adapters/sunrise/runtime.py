@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from ...hal.errors import InvalidHandle, OutOfMemory
-from ..engine import CUDA_ERRORS, CUDA_FATAL, Runtime, TableDriver, Xccl, cuda_runtime, modules
+from ..engine import CUDA_ERRORS, CUDA_FATAL, Runtime, TableDriver, cuda_runtime, modules
 
 __all__ = ["SunriseDriver"]
 
@@ -22,7 +22,7 @@ TABLE = Runtime(
     target=lambda f: ("tang", "S2", 32),
     arch=lambda f: "S2",
     formats={"stcu": ()},
-    xccl=Xccl(("libpccl.so",), "pccl", ("/usr/local/pccl/lib/linux-x86_64",)),
+    xccl="pccl",
     unconfirmed={
         "visible_devices": "TANG_VISIBLE_DEVICES is FlagGems'; the container runtime says PTPU_VISIBLE_DEVICES",
         "peer": "the header has tangMemcpyPeerAsync; an older port answers not supported",

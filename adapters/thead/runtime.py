@@ -1,7 +1,7 @@
 """T-Head's PPU SDK as a table: the CUDA driver API under its own names, told apart by PPU_SDK."""
 from __future__ import annotations
 
-from ..engine import CUDA_DRIVER, CUDA_ERRORS, CUDA_FATAL, NCCL, Runtime, TableDriver
+from ..engine import CUDA_DRIVER, CUDA_ERRORS, CUDA_FATAL, Runtime, TableDriver
 
 __all__ = ["TheadDriver"]
 
@@ -17,7 +17,7 @@ TABLE = Runtime(
     target=lambda f: ("cuda", f.capability, 32),
     arch=lambda f: f"ppu_{f.capability}",
     formats={"cubin": (b"\x7fELF",), "ptx": ()},
-    xccl=NCCL.at("/usr/local/cuda/lib64"),  # PCCL inside
+    xccl="nccl",
     unconfirmed={
         "warp": "32 lanes, memory a block and the capability number are not published; they are asked",
         "image": "cubin is the name triton gives the binary; what it holds is the vendor's own",

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from ...hal.errors import ArgumentError, InvalidHandle, NotReady, OutOfMemory
-from ..engine import Runtime, TableDriver, Xccl
+from ..engine import Runtime, TableDriver
 
 __all__ = ["TsingmicroDriver"]
 
@@ -26,14 +26,14 @@ TABLE = Runtime(
     dtypes=("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32"),
     dtypes_math=("bool", "uint8", "int8", "int16", "int32", "float16", "bfloat16", "float32"),
     facts={"default_stream": "blocking"},
-    xccl=Xccl(("libtccl.so",), "tccl", _PATHS),
     unconfirmed={
         "errors": "no number of txError_t is published; CUDA's are taken, success is 0",
         "directions": "0 to 3 come from a comment in a note",
         "widths": "integer widths of the closed header are taken from its callers",
         "memory": "the runtime has no memory info; 32 GiB are assumed", "fill": "txMemset is announced, not there; haian copies a pattern",
         "modules": "a launch gives the ELF and the kernel's name in one call (txLaunchKernelGGL): not wired, operators run on the host",
-        "stream": "txStreamCreate takes no flags; stream 0 is taken to wait for the others"},
+        "stream": "txStreamCreate takes no flags; stream 0 is taken to wait for the others",
+        "xccl": "libtccl.so is NCCL-shaped (tccl), its numbers were not read: collectives go through the host"},
 )
 
 

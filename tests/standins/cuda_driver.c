@@ -14,7 +14,7 @@ static int ready, retained[SI_DEVICES];
   if (!ready) return 3
 #define ENTER \
   INIT;       \
-  if (!context) return 201
+  if (!context || !retained[DEVICE]) return 201
 #define PTR(p) ((void *)(uintptr_t)(p))
 
 int cuInit(unsigned flags) { return flags ? 1 : (ready = 1, 0); }
@@ -87,6 +87,14 @@ int cuDevicePrimaryCtxRetain(void **out, int device) {
   if (si_state(ordinal(device)) == SI_ORDINAL) return 101;
   retained[ordinal(device)]++;
   *out = PTR((uintptr_t)(ordinal(device) + 1) << 4);
+  return 0;
+}
+
+int cuDevicePrimaryCtxRelease_v2(int device) {
+  INIT;
+  if (si_state(ordinal(device)) == SI_ORDINAL) return 101;
+  if (!retained[ordinal(device)]) return 201;
+  retained[ordinal(device)]--;
   return 0;
 }
 
