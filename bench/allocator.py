@@ -10,6 +10,7 @@ import argparse
 import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,7 @@ from haian.hal.device import Device
 from haian.hal.driver import DEVICE_TO_HOST, HOST_TO_DEVICE, Copy
 from haian.hal.errors import OutOfMemory
 from haian.hal.memory import Buffer
+from haian.hal.stream import Stream
 
 import haian
 
@@ -31,14 +33,12 @@ def costs(device: Device, nbytes: int = 5000) -> dict[str, float]:
     """Nanoseconds of each way to allocate from the cache and free, the loop included; the best of interleaved rounds."""
     allocator, stream = device.allocator, device.default_stream
 
-    def pair(take, give):  # spelled so that the timed call is one Python call more than the pair
-        def both(n: int) -> None:
-            give(take(n))
-        return both
+    def pair(n: int, take: Callable[[int], int] = allocator.take, give: Callable[[int], None] = allocator.give) -> None:
+        give(take(n))
 
     calls = {"a Python call of nothing": timer.Call(lambda n: None, (nbytes,)),
              "Buffer(device, n, stream)": timer.Call(Buffer, (device, nbytes, stream)),
-             "take(n), give(address), a Python call": timer.Call(pair(allocator.take, allocator.give), (nbytes,)),
+             "take(n), give(address), a Python call": timer.Call(pair, (nbytes,)),
              "device.allocate(n)": timer.Call(device.allocate, (nbytes,))}
     return {name: timing.best for name, timing in timer.interleave(calls, 2.0).items()}
 
@@ -67,7 +67,7 @@ class Count:
 
 def stress(device: Device, seconds: float, threads: int = 8, largest: int = 4 * MIB, held: int = 12) -> Count:
     """Threads allocate, copy and free for ``seconds``; raises what a thread raised (other than OutOfMemory)."""
-    total, lock, failures = Count(), threading.Lock(), []
+    total, lock, failures = Count(), threading.Lock(), list[BaseException]()
     device.synchronize()
     device.allocator.trim()  # (the host's Device.trim is that of host tensors)
     before, info = device.allocator.stats(), device.memory_info()
@@ -75,7 +75,7 @@ def stress(device: Device, seconds: float, threads: int = 8, largest: int = 4 * 
     end = time.monotonic() + seconds
 
     def work(k: int) -> None:
-        rng, mine, blocks = random.Random(k), Count(), []
+        rng, mine, blocks = random.Random(k), Count(), list[tuple[Buffer, int, int]]()
         data, back = np.empty(largest, np.uint8), np.empty(largest, np.uint8)
         try:
             while time.monotonic() < end:
@@ -100,12 +100,10 @@ def stress(device: Device, seconds: float, threads: int = 8, largest: int = 4 * 
                     _move(device, DEVICE_TO_HOST, buffer.address, back, nbytes, None, stream)
                     mine.copies += 1
                     mine.wrong += bool((back[:nbytes] != stamp).any())
-                    del buffer
         except BaseException as e:  # noqa: BLE001 - handed to the caller's thread, which raises it
             failures.append(e)
         finally:
             blocks.clear()
-            buffer = None
             with lock:
                 for name in ("allocations", "bytes", "copies", "wrong", "refused"):
                     setattr(total, name, getattr(total, name) + getattr(mine, name))
@@ -130,17 +128,17 @@ def stress(device: Device, seconds: float, threads: int = 8, largest: int = 4 * 
     return total
 
 
-def _move(device: Device, kind: str, address: int, host: np.ndarray, nbytes: int, stamp: int | None, stream: haian.hal.Stream) -> None:
+def _move(device: Device, kind: str, address: int, host: np.ndarray, nbytes: int, stamp: int | None, stream: Stream) -> None:
     if stamp is not None:
         host[:nbytes] = stamp
     at = host.__array_interface__["data"][0]
-    both = (address, at) if kind == HOST_TO_DEVICE else (at, address)
-    device.driver.copy(device.index, Copy(kind, *both, nbytes), stream.handle)
+    dst, src = (address, at) if kind == HOST_TO_DEVICE else (at, address)
+    device.driver.copy(device.index, Copy(kind, dst, src, nbytes), stream.handle)
     stream.synchronize()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m haian.bench.allocator", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m haian.bench.allocator", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=10.0, help="of the threads' run on each device")
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("devices", nargs="*", help="cpu:0 and sim:0 where none is given")

@@ -102,7 +102,7 @@ def resnet() -> Iterator[Request]:
 
 
 def _uniform(seed: int, low: float, high: float, most: int) -> Iterator[Request]:
-    rng, live = random.Random(seed), []
+    rng, live = random.Random(seed), list[int]()
     for i in range(20000):
         if len(live) >= most or (live and rng.random() < 0.45):
             yield live.pop(rng.randrange(len(live))), 0
@@ -165,7 +165,9 @@ class _Bins:
     """Blocks of a bin's size, one allocation each, never split: ``steps`` bins to a power of two."""
 
     def __init__(self, steps: int) -> None:
-        self._steps, self._free, self._live, self._bytes, self._made = steps, {}, {}, 0, 0
+        self._steps, self._bytes, self._made = steps, 0, 0
+        self._free: dict[int, list[int]] = {}  # numbers of free blocks by size
+        self._live: dict[int, int] = {}  # size by number
 
     def take(self, nbytes: int) -> int:
         top = 1 << max(8, (nbytes - 1).bit_length())
@@ -201,7 +203,8 @@ POLICIES: dict[str, Callable[[], _Native | _Bins]] = {
 # ---- replay ----------------------------------------------------------------------------------------------------------
 def measure(trace: Callable[[], Iterator[Request]], policy: Callable[[], _Native | _Bins]) -> Figure:
     """Replays a trace; what it leaves live stays so."""
-    memory, held = policy(), {}
+    memory = policy()
+    held: dict[object, tuple[int, int]] = {}
     live = peak = 0
     for key, nbytes in trace():
         if nbytes:

@@ -1,15 +1,19 @@
 """The native caching allocator: statistics, addresses, orders, failures of drivers, threads, C drivers' tables."""
+import ctypes
 import gc
+import os
 import random
 import subprocess
 import sys
 import threading
 import weakref
+from pathlib import Path
 
 import pytest
 from haian.adapters.sim import SimDriver
 from haian.bench import allocator as bench
 from haian.bench import fragmentation
+from haian.hal.c_driver import CDriver
 from haian.hal.device import Device
 from haian.hal.driver import Capabilities, Driver
 from haian.hal.errors import ArgumentError, DeviceLost, InvalidHandle, OutOfMemory, Unsupported
@@ -20,6 +24,7 @@ from hal_support import bare, blocked, no_leaks
 from haian import _native
 
 KIB, MIB = 1 << 10, 1 << 20
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Paper(Driver):
@@ -437,6 +442,81 @@ def test_threads_on_one_allocator_count_exactly():
     assert stats["allocations"] == 24000 and stats["live_bytes"] == 0
     a.trim()
     assert a.stats()["reserved_bytes"] == 0
+
+
+@pytest.mark.parametrize("mib", [64, 6], ids=["roomy", "scarce"])
+def test_threads_without_an_interpreter_lock(tmp_path_factory, mib):
+    """cache_threads.c over the core alone, under the thread sanitizer where the compiler has it."""
+    program = tmp_path_factory.getbasetemp() / "cache_threads"
+    if not program.exists():
+        native = ROOT / "hal/native"
+        sources = [ROOT / "tests/cache_threads.c", *(native / name for name in ("cache.c", "cache_blocks.c", "status.c"))]
+        command = [os.environ.get("CC", "cc"), "-std=gnu11", "-g", "-O1", f"-I{native}", *map(str, sources), "-o", str(program), "-lpthread"]
+        checked = subprocess.run([*command, "-fsanitize=thread"], capture_output=True).returncode == 0
+        if not checked or subprocess.run([str(program), "1", "1"], capture_output=True).returncode:  # some kernels do not let it run
+            subprocess.run(command, check=True)
+    done = subprocess.run([str(program), "4", "1000", str(mib)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (" refused 0 " in done.stdout) == (mib == 64), done.stdout
+
+
+# ---- drivers in C ----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def c_driver(tmp_path_factory):
+    out = tmp_path_factory.mktemp("c") / "inline.so"
+    subprocess.run([os.environ.get("CC", "cc"), "-std=c11", "-O1", "-fPIC", "-shared", f"-I{ROOT / 'hal/include'}",
+                    str(ROOT / "examples/inline_adapter/inline.c"), "-o", str(out), "-lpthread"], check=True)
+    driver = CDriver(out)
+    driver.init()
+    return driver
+
+
+def test_the_table_of_a_c_driver_is_called_without_python(c_driver, monkeypatch):
+    def never(*args):
+        raise AssertionError("the Python method was called")
+
+    device = Device(c_driver, 0, 1)
+    for method in ("alloc", "free", "sync"):
+        monkeypatch.setattr(c_driver, method, never)
+    a = device.allocator
+    x = a.take(12 * MIB)
+    a.give(x)
+    assert a.take(12 * MIB) == x and a.stats()["hits"] == 1
+    with pytest.raises(OutOfMemory, match="split the tensor"):
+        a.take(1 << 62)
+    a.give(x)
+    assert a.trim() >= 12 * MIB
+
+
+@pytest.mark.parametrize("checked", [False, True], ids=["table", "validated"])
+def test_threads_lose_nothing_over_a_c_driver(c_driver, checked):
+    device = Device(validate(c_driver) if checked else c_driver, 0, 1)
+    count = bench.stress(device, 0.7, 8, largest=MIB)
+    assert count.allocations > 50 and not count.wrong and not count.unbalanced, count
+
+
+def test_a_c_program_allocates_without_python(c_driver):
+    """libhaian alone: ctypes gives up the GIL and nothing below takes it."""
+    lib = ctypes.CDLL(str(Path(_native.__file__).with_name("libhaian.so")))
+    pointer, u64 = ctypes.c_void_p, ctypes.c_uint64
+    lib.haian_cache_give.argtypes = [pointer, pointer, ctypes.POINTER(u64), ctypes.c_uint32]
+    lib.haian_cache_take.argtypes = [pointer, u64, u64, ctypes.POINTER(pointer)]
+    cache, block, released = pointer(), pointer(), u64()
+    assert lib.haian_cache_over(pointer(c_driver.hal_table), 0, ctypes.byref(cache)) == 0
+
+    def work():
+        for i in range(300):
+            mine = pointer()
+            assert lib.haian_cache_take(cache, 1 + 977 * i, 0, ctypes.byref(mine)) == 0
+            lib.haian_cache_give(cache, mine, ctypes.byref(u64(0)), 1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert lib.haian_cache_take(cache, 0, 0, ctypes.byref(block)) == ArgumentError.code and not block
+    assert lib.haian_cache_take(cache, 1 << 62, 0, ctypes.byref(block)) == OutOfMemory.code
+    assert lib.haian_cache_trim(cache, ctypes.byref(released)) == 0 and released.value >= 2 * MIB
+    lib.haian_cache_destroy(cache)
 
 
 # ---- the bench -------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ typedef struct haian_cache_driver {
   int32_t (*uncarve)(void *ctx, uint64_t address);
   void (*forget)(void *ctx); /* drops the message of the last failure; may be NULL */
   void (*pause)(void *ctx);  /* lets other threads run; may be NULL */
+  void (*end)(void *ctx);    /* the cache is destroyed; may be NULL */
 } haian_cache_driver;
 
 /* Bytes.  Requests up to `small` share segments of `small_segment`, those below `medium` segments of `medium_segment`;
@@ -95,7 +96,7 @@ uint64_t haian_cache_segments(haian_cache *c, haian_cache_block *out, uint64_t n
 /* Over a C driver's tables (struct hal_adapter of haian_hal.h), with neither Python nor its lock; facts come from the
  * driver.  HAIAN_UNSUPPORTED: the adapter lacks core or memory functions. */
 int32_t haian_cache_over(const void *hal_adapter, int32_t device, haian_cache **out);
-/* The functions alone; *ctx is one malloc, to be freed after the cache. */
+/* The functions alone; haian_cache_destroy frees their context. */
 int32_t haian_cache_hal_driver(const void *hal_adapter, int32_t device, haian_cache_driver *out);
 
 #ifdef __cplusplus

@@ -120,7 +120,8 @@ int32_t haian_cache_hal_driver(const void *hal_adapter_, int32_t device, haian_c
                               .event_query = hal_event_query,
                               .event_sync = hal_event_sync,
                               .mem_info = hal_mem_info,
-                              .pause = hal_pause};
+                              .pause = hal_pause,
+                              .end = free};
   return HAIAN_OK;
 }
 

@@ -295,8 +295,8 @@ static PyObject *allocator_new(PyTypeObject *type, PyObject *args, PyObject *kwa
 
 static void allocator_dealloc(PyObject *self) {
   allocator *a = (allocator *)self;
-  if (a->cache) haian_cache_destroy(a->cache);
-  if (!a->python) free(a->calls.ctx);
+  if (a->cache) haian_cache_destroy(a->cache); /* and the context of a C driver */
+  else if (!a->python) free(a->calls.ctx);
   for (int i = 0; i < N_SEEN; i++) Py_XDECREF(a->seen[i].ref);
   Py_XDECREF(a->driver);
   Py_XDECREF(a->index);
