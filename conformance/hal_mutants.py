@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,7 @@ def cases_of(*numbers: int) -> list[HalCase]:
 
 
 def _lines(name: str, numbers: Sequence[int]) -> list[dict[str, Any]]:
-    with hasty():
-        return check_driver(make, (name,), timeout_s=TIMEOUT_S, chosen=cases_of(*numbers), stop_at_failure=True)
+    return check_driver(make, (name,), timeout_s=TIMEOUT_S, chosen=cases_of(*numbers), stop_at_failure=True)
 
 
 def _lines_in_child(name: str, numbers: Sequence[int]) -> list[dict[str, Any]]:
@@ -168,7 +168,7 @@ def _lines_in_child(name: str, numbers: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def judge(mutant: HalMutant, others: bool = True) -> HalKilled:
-    """Runs the meant check and, where that passes and ``others``, all further ones."""
+    """Runs the meant check and, where that passes and ``others``, all further ones.  Inside ``hasty``, unless patience is wanted."""
     start = time.perf_counter()
     lines = _lines_in_child if mutant.child else _lines
     own = lines(mutant.name, [mutant.killed_by])
@@ -184,22 +184,27 @@ def judge(mutant: HalMutant, others: bool = True) -> HalKilled:
     return HalKilled(mutant, bad["id"], meant, bad["message"] if bad["result"] == "fail" else f"{bad['result']}: {bad['message']}", seconds, offered)
 
 
-def run(mutants: Sequence[HalMutant] | None = None, others: bool = True, show: Callable[[HalKilled], None] | None = None) -> list[HalKilled]:
-    """Judges mutants, those in C only where there is a C compiler; ``show`` is told each verdict as it comes."""
+def run(mutants: Sequence[HalMutant] | None = None, others: bool = True, show: Callable[[HalKilled], None] | None = None,
+        workers: int = 1) -> list[HalKilled]:
+    """Judges mutants, those in C only where there is a C compiler; ``show`` is told each verdict as it comes.
+
+    Most of the time is waiting for what a wrong driver never does, so several ``workers`` (threads) end sooner.
+    """
+    chosen = [m for m in (MUTANTS.values() if mutants is None else mutants) if m.base != "inline" or compiler()]
     found = []
-    for mutant in MUTANTS.values() if mutants is None else mutants:
-        if mutant.base == "inline" and not compiler():
-            continue
-        found.append(judge(mutant, others))
-        if show:
-            show(found[-1])
+    with hasty(), ThreadPoolExecutor(workers) as pool:
+        for verdict in pool.map(functools.partial(judge, others=others), chosen):
+            found.append(verdict)
+            if show:
+                show(verdict)
     return found
 
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Prints the table; 1 when a mutant survives its own check."""
     if arguments[:1] == ("--lines",):
-        print(json.dumps(_lines(arguments[1], [int(n) for n in arguments[2].split(",")])))
+        with hasty():
+            print(json.dumps(_lines(arguments[1], [int(n) for n in arguments[2].split(",")])))
         return 0
     unknown = [name for name in arguments if name not in MUTANTS]
     if unknown:

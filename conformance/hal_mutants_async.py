@@ -16,7 +16,7 @@ from ..hal.host_queues import CALL, Event, Handles, Stream, Work
 
 __all__ = ["ROWS"]
 
-_HANG_S = 3.0  # how long a mutant waits that should wait for ever
+_HANG_S = 1.2  # how long a mutant waits that should wait for ever
 
 
 # ---- streams ------------------------------------------------------------------------------------------------------------------

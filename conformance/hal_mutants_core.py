@@ -522,8 +522,7 @@ class CopyHoldsGil(SimDriver):
         if stream or desc.kind != HOST_TO_DEVICE or desc.nbytes < 1 << 20:
             return super().copy(device, desc, stream)
         to = self._devices[device].heap.host_pointer(desc.dst, desc.nbytes, "copy")
-        for _ in range(4):  # long enough to be noticed on a quick machine
-            ctypes.PyDLL(None).memmove(ctypes.c_void_p(to), ctypes.c_void_p(desc.src), ctypes.c_size_t(desc.nbytes))
+        ctypes.PyDLL(None).memmove(ctypes.c_void_p(to), ctypes.c_void_p(desc.src), ctypes.c_size_t(desc.nbytes))
         return None
 
 

@@ -115,9 +115,9 @@ def submission_returns(s: Subject) -> None:
     with s.blocked(stream):
         s.until(start(s, submit), "queueing copies and fills on a blocked stream")
         s.quiet(lambda: found[0].any(), "a copy queued behind a blocked host function has happened already")
-        seen = s.download(other, _N, aside)
+        seen = s.download(address, _N, aside), s.download(other, _N, aside)
         sync_within(s, aside, "a stream beside a blocked one")
-        require(not seen.any(), "work queued behind a blocked host function has reached the device already")
+        require(not seen[0].any() and not seen[1].any(), "work queued behind a blocked host function has reached the device already")
     sync_within(s, stream, "a released stream")
     require((found[0] == data).all(), "the copies queued while the stream was blocked gave wrong bytes")
     require(holds(s.download(address, _N), 7), "the fill queued while the stream was blocked did not happen")
