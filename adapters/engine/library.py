@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -99,16 +99,17 @@ def find(table: Runtime) -> Found:
     return found
 
 
-def parse(call: str, spec: str) -> tuple[bool, tuple[str, ...], list[tuple[str, str]]]:
+def parse(call: str, spec: str, own: Mapping[str, str] | None = None) -> tuple[bool, tuple[str, ...], list[tuple[str, str]]]:
     """(returns text, symbols, [(argument, C type)]) of one line of a table.
 
     Raises:
         ArgumentError: not a call of the engine, not of the form, or an argument the call does not have.
     """
     match = _SPEC.fullmatch(spec)
-    if call not in CALLS or not match:
+    known = {**CALLS, **(own or {})}
+    if call not in known or not match:
         raise ArgumentError(f"call {call!r} = {spec!r}; needs a name of CALLS and 'symbol|alternate(argument, ...)'")
-    given = CALLS[call].split()
+    given = known[call].split()
     arguments = []
     for part in filter(None, (p.strip() for p in match[3].split(","))):
         name, _, ctype = part.partition(":")
@@ -137,7 +138,8 @@ def bind(table: Runtime, paths: list[str]) -> Bound:
     """
     from cffi import FFI
     ffi = FFI()
-    parsed = {call: parse(call, spec) for call, spec in table.calls.items()}
+    parsed = {call: parse(call, spec, table.own) for call, spec in table.calls.items()}
+    passes = {call: (table.own.get(call) or CALLS.get(call, "")).split() for call in parsed}
     declared: dict[str, str] = {}
     for text, symbols, arguments in parsed.values():
         for symbol in symbols:
@@ -162,8 +164,8 @@ def bind(table: Runtime, paths: list[str]) -> Bound:
                 continue
             # functools.partial would not permute; a lambda of our own text costs one frame and no checks
             passed = ", ".join(a for a, _ in arguments)
-            source = f"lambda {', '.join(CALLS[call].split())}: _f({passed})"
-            bound.calls[call] = function if [a for a, _ in arguments] == CALLS[call].split() else eval(source, {"_f": function})
+            source = f"lambda {', '.join(passes[call])}: _f({passed})"
+            bound.calls[call] = function if [a for a, _ in arguments] == passes[call] else eval(source, {"_f": function})
             bound.addresses[call] = int(ffi.cast("uintptr_t", ffi.addressof(library, symbol)))
             break
         else:
