@@ -1,14 +1,14 @@
 """Which devices exist: finds adapters, numbers their devices, and says why one was refused.
 
 Three routes and no other: entry points of group ``haian.adapters``, files named in HAIAN_ADAPTER_PATH, ``load_adapter``.
-Nothing is loaded at import; a broken adapter is recorded with its error and skipped.
+Nothing is loaded at import; a broken adapter is recorded with its error and skipped, and so is one that crashes: adapters that
+are not haian's own are tried in a child process first (probe.py).  Which files may be loaded at all is decided in trust.py.
 """
 from __future__ import annotations
 
 import importlib.util
 import os
 import re
-import stat
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from .device import Device
 from .driver import Driver
-from .errors import ArgumentError, EnvironmentMissing, HaianError, PermissionRefused, Unsupported
+from .errors import ArgumentError, EnvironmentMissing, HaianError, InternalError, PermissionRefused, Unsupported
+from .trust import check_file
 from .validate import validate
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+
+    from .probe import Probe
 
 __all__ = ["AdapterRecord", "Registry", "at", "device", "devices", "load_adapter", "report"]
 
@@ -72,11 +75,18 @@ class AdapterRecord:
 
 
 def _entry_points() -> Sequence[EntryPoint]:
-    """Installed adapters, host first, simulator last, the others by name."""
-    from importlib.metadata import entry_points  # 15 ms to import, needed once
+    """Installed adapters, host first, simulator last, the others by name.  What lies in the current directory is not installed."""
+    from importlib.metadata import distributions  # 15 ms to import, needed once
 
+    here = os.path.realpath(os.getcwd())
+    paths = [p for p in sys.path if p and (os.path.realpath(p) != here or p.endswith("-packages"))]
+    first: dict[str, list[EntryPoint]] = {}  # the distribution that Python would import, by name
+    for found in distributions(path=paths):
+        name = found.metadata["Name"] if found.read_text("entry_points.txt") else None  # reading all metadata would take 0.2 s
+        if name and name not in first:
+            first[name] = [e for e in found.entry_points if e.group == GROUP]
     rank = {HOST: 0, SIMULATED: 2}
-    return sorted(entry_points(group=GROUP), key=lambda e: (rank.get(e.name, 1), e.name, e.value))
+    return sorted((e for points in first.values() for e in points), key=lambda e: (rank.get(e.name, 1), e.name, e.value))
 
 
 class Registry:
@@ -129,21 +139,23 @@ class Registry:
         return [r.row() for r in self.records()]
 
     def load_adapter(self, source: str | os.PathLike[str] | Driver | type[Driver] | Callable[[], Driver]) -> list[Device]:
-        """Adds an adapter now: a Driver (object, class or factory), a ``.py`` file, a folder with
-        ``runtime.py``, or a ``.so`` with ``hal_get_adapter``.
+        """Adds an adapter now: a Driver (object, class or factory, which may give a path as well), or the absolute path of a
+        ``.py`` file, a ``.so`` with ``hal_get_adapter``, or a folder with one of them (``adapter_file``).
+
+        It is loaded into this process at once: what was named by hand is not tried in a child first.
 
         Returns:
             Its devices, behind all earlier ones.
 
         Raises:
-            EnvironmentMissing: no such file.  PermissionRefused: the file or its folder is writable by everyone.
+            EnvironmentMissing: no such file.  PermissionRefused: a relative path, or a file that trust.py refuses.
             VersionMismatch: a ``.so`` of another ABI.
             ArgumentError: no driver in there, its table breaks the contract, or its name is taken.
         """
         self._discover()
         with self._lock:
             if isinstance(source, (str, os.PathLike)):
-                path = Path(source).absolute()
+                path = Path(source)
                 record = self._try(path.stem, str(path), lambda: _driver_of_file(path))
             else:
                 name = getattr(source, "name", "") or getattr(source, "__name__", "?")
@@ -161,18 +173,19 @@ class Registry:
                 return
             self._records, self._devices, self._by_name = [], [], {}
             wanted = _wanted()
-            found = set()
+            tries: list[tuple[str, str, Callable[[], Driver], Callable[[], Probe] | None]] = []
             for point in self._entry_points():
-                found.add(point.name)
                 source = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
-                if wanted is not None and point.name not in wanted:
-                    why = Unsupported(f"{point.name}: not in HAIAN_ADAPTERS={os.environ['HAIAN_ADAPTERS']}; add it there to use it")
-                    self._records.append(AdapterRecord(point.name, source, "skipped", why))
+                if self._skip(point.name, source, {point.name}, wanted):
                     continue
-                self._try(point.name, source, partial(_driver_of_point, point))
+                tries.append((point.name, source, partial(_driver_of_point, point), _probe(point)))
             for path in _adapter_files():
-                self._try(path.stem, f"HAIAN_ADAPTER_PATH: {path}", partial(_driver_of_file, path))
-                found.add(path.stem)
+                source = f"HAIAN_ADAPTER_PATH: {path}"
+                if not self._skip(path.stem, source, _words(path), wanted):
+                    tries.append((path.stem, source, partial(_driver_of_file, path), _probe(path)))
+            for name, source, make, probe in tries:  # children of all of them run by now
+                self._try(name, source, make, probe)
+            found = {r.name for r in self._records} | {word for t in tries for word in (t[0], t[0].removeprefix("lib"))}
             for name in sorted((wanted or set()) - found):
                 gone = EnvironmentMissing(f"{name}: HAIAN_ADAPTERS names it, no installed package offers it; install its adapter")
                 self._records.append(AdapterRecord(name, "HAIAN_ADAPTERS", "failed", gone))
@@ -182,11 +195,22 @@ class Registry:
                                          f"needed on every machine, reinstall haian")
             self._ready = True
 
-    def _try(self, name: str, source: str, make: Callable[[], Driver]) -> AdapterRecord:
+    def _skip(self, name: str, source: str, words: set[str], wanted: set[str] | None) -> bool:
+        """Records an adapter that HAIAN_ADAPTERS leaves out; none of its code runs."""
+        if wanted is None or words & wanted:
+            return False
+        why = Unsupported(f"{name}: not in HAIAN_ADAPTERS={os.environ['HAIAN_ADAPTERS']}; add {' or '.join(sorted(words))} there to use it")
+        self._records.append(AdapterRecord(name, source, "skipped", why))
+        return True
+
+    def _try(self, name: str, source: str, make: Callable[[], Driver], probe: Callable[[], Probe] | None = None) -> AdapterRecord:
         """Makes one driver and numbers its devices; every failure ends in the record, none escapes."""
         record = AdapterRecord(name, source, "failed")
         self._records.append(record)
         try:
+            if probe is not None and (outcome := probe()).died:
+                raise InternalError(f"adapter {name}: {outcome.died}, in a child process, so nothing else is harmed; "
+                                    f"`haian adapter check` shows what it wrote")
             driver = make()
             record.name = driver.name or name
             taken = {d.name.partition(":")[0] for d in self._devices} | {r.name for r in self._records if r.driver}
@@ -199,6 +223,9 @@ class Registry:
                 raise ArgumentError(f"adapter {driver.name!r}: device_count() gave {count!r}; needs 0 or more")
             if os.environ.get("HAIAN_VALIDATE", "0") not in ("", "0"):
                 driver = validate(driver)
+        except SystemExit as e:
+            record.error = InternalError(f"adapter {name}: asked the process to end (SystemExit {e.code}); raise a HaianError instead")
+            return record
         except Exception as e:  # noqa: BLE001 - third-party code: whatever it raises must not stop the others
             record.error = e
             return record
@@ -222,44 +249,115 @@ def _wanted() -> set[str] | None:
 
 
 def _adapter_files() -> list[Path]:
-    """Files of HAIAN_ADAPTER_PATH: those named, and the .so files of folders named; never a relative path."""
+    """Files and adapters' folders that HAIAN_ADAPTER_PATH names, and all .so files of other folders it names; never of a relative one."""
     out: list[Path] = []
     for part in filter(None, os.environ.get("HAIAN_ADAPTER_PATH", "").split(os.pathsep)):
         path = Path(part)
-        out += sorted(path.glob("*.so")) if path.is_absolute() and path.is_dir() else [path]
+        if path.is_absolute() and path.is_dir() and not any((path / name).exists() for name in ("runtime.py", "pyproject.toml")):
+            out += sorted(path.glob("*.so"))
+        else:
+            out.append(path)
     return out
 
 
+def _words(path: Path) -> set[str]:
+    """What HAIAN_ADAPTERS may call a file by, since its driver's name is known only after loading: mychip for libmychip.so."""
+    names = {path.stem} | ({path.parent.name} if path.name == "runtime.py" else set())
+    return names | {n.removeprefix("lib") for n in names} | {n.removeprefix("haian_") for n in names}
+
+
+def _own(point: EntryPoint) -> bool:
+    return point.value.startswith("haian.")
+
+
+def _probe(source: Path | EntryPoint) -> Callable[[], Probe] | None:
+    """Begins to try somebody else's adapter in a child process; None where there is nothing to try."""
+    from importlib.metadata import EntryPoint
+
+    from . import probe
+
+    limit = probe.limit_s()
+    if not limit:
+        return None
+    try:
+        if isinstance(source, Path):
+            file = adapter_file(source)
+            check_file(file)
+            return probe.start(file, limit)
+        if not isinstance(source, EntryPoint) or _own(source):  # a stand-in for an entry point exists in this process only
+            return None
+        _check_point(source)
+        return probe.start(source, limit)
+    except HaianError:  # nothing of it may run; loading it raises the same
+        return None
+
+
+def _check_point(point: EntryPoint) -> None:
+    """Refuses an installed package that somebody else could have written (trust.py); looks for it without running it."""
+    if _own(point):
+        return
+    top = point.value.partition(":")[0].partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return  # not importable, or made by hand: loading it says so
+    if spec is not None and spec.origin and os.path.isabs(spec.origin):
+        check_file(Path(spec.origin))
+
+
 def _driver_of_point(point: EntryPoint) -> Driver:
+    from importlib.metadata import EntryPoint
+
+    if isinstance(point, EntryPoint):
+        _check_point(point)
     return _driver_of(point.load())
 
 
 def _driver_of(source: object) -> Driver:
-    driver = source() if callable(source) and not isinstance(source, Driver) else source
-    if not isinstance(driver, Driver):
-        raise ArgumentError(f"an adapter must give a haian.hal.Driver; {source!r} gave a {type(driver).__name__}; "
-                            f"clone adapters/null")
-    return driver
+    """The driver that a Driver, a class, a factory, or the path of a file gives."""
+    made = source() if callable(source) and not isinstance(source, Driver) else source
+    if isinstance(made, (str, os.PathLike)):
+        return _driver_of_file(Path(made))
+    if not isinstance(made, Driver):
+        raise ArgumentError(f"an adapter must give a haian.hal.Driver or the path of a .so; {source!r} gave a {type(made).__name__}; "
+                            f"`haian adapter new` writes one")
+    return made
+
+
+def adapter_file(path: Path) -> Path:
+    """The .py or .so that a path means: itself; of a folder its ``runtime.py`` or only ``.so``; of a project, its ``haian_*`` folder's.
+
+    Raises:
+        EnvironmentMissing: there is none.  ArgumentError: several.  PermissionRefused: a relative path.
+    """
+    if not path.is_absolute():
+        raise PermissionRefused(f"adapter {path}: a relative path could name anything; give the absolute one")
+    if not path.is_dir():
+        return path
+    if (path / "runtime.py").is_file():
+        return path / "runtime.py"
+    inside = sorted(p for p in path.glob("haian_*") if p.is_dir()) if (path / "pyproject.toml").is_file() else []
+    if len(inside) == 1:
+        return adapter_file(inside[0])
+    found = sorted(path.glob("*.so"))
+    if len(found) > 1:
+        raise ArgumentError(f"adapter {path}: holds {len(found)} .so files, {', '.join(p.name for p in found[:3])}; name one")
+    if not found:
+        built = "; build it first, `make`" if next(path.glob("*.c"), None) else ""
+        raise EnvironmentMissing(f"adapter {path}: no such file as runtime.py or a .so in it{built}")
+    return found[0]
 
 
 def _driver_of_file(path: Path) -> Driver:
-    """The one Driver class a file defines.  Loading code is trust, so files anyone could have written are refused."""
-    if not path.is_absolute():
-        raise PermissionRefused(f"adapter {path}: a relative path could name anything; give the absolute one")
-    package = path.is_dir()
-    file = path / "runtime.py" if package else path
-    if not file.is_file():
-        raise EnvironmentMissing(f"adapter {file}: no such file; give a .py file, a folder with runtime.py or a .so")
-    for p in (file, file.parent):
-        mode = p.stat().st_mode
-        if mode & stat.S_IWOTH and not (p.is_dir() and mode & stat.S_ISVTX):
-            raise PermissionRefused(f"adapter {p}: writable by everyone; chmod o-w it")
+    """The driver in a .so, or the one Driver class a .py defines.  Loading code is trust: trust.py decides."""
+    file = adapter_file(path)
+    check_file(file)
     if file.suffix == ".so":
         from .c_driver import CDriver
         return CDriver(file)
     if file.suffix != ".py":
-        raise ArgumentError(f"adapter {file}: needs a .py file, a folder with runtime.py or a .so")
-    name = f"haian_adapter_{path.stem}"
+        raise ArgumentError(f"adapter {file}: needs a .py file, a .so, or a folder with runtime.py or a .so")
+    name = f"haian_adapter_{file.parent.name if file.stem == 'runtime' else file.stem}"  # two files may be called runtime.py
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ArgumentError(f"adapter {file}: Python cannot import it")
