@@ -5,7 +5,8 @@
 
 A mutant is a right driver with one mistake: a subclass of the simulator, of the host's driver or of the validation layer
 (tables: ROWS of every hal_mutants_*.py here), or the text of the example driver in C with a few words changed (``C_ROWS``).
-Only a refusal by its own check counts as a kill.  Mutants that may crash run in a child process.
+Only a refusal by its own check counts as a kill.  Mutants that may crash, or are about
+the process, run in a child.
 """
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ class HalMutant:
         base: of BASES: the simulator, the host, the example in C, the validation layer over the simulator.
         change: the subclass, or (old, new) texts of the C file.
         killed_by: number of the check meant to refuse it.
-        child: it may crash the process it runs in.
+        child: it runs in a process of its own, since it may crash it or is about the process (``apart`` of a subclass).
     """
 
     name: str
@@ -85,7 +86,7 @@ def _base(change: type[Driver]) -> str:
 
 
 MUTANTS: dict[str, HalMutant] = {
-    **{c.__name__: HalMutant(c.__name__, _base(c), c, number, (c.__doc__ or "").strip(), getattr(c, "may_crash", False)) for c, number in _python_rows()},
+    **{c.__name__: HalMutant(c.__name__, _base(c), c, number, (c.__doc__ or "").strip(), getattr(c, "apart", False)) for c, number in _python_rows()},
     **{name: HalMutant(name, "inline", edits, number, story, child) for name, number, story, edits, child in C_ROWS},
 }
 

@@ -5,7 +5,7 @@ __all__ = ["C_ROWS"]
 
 _GET = "return host && host->abi_major == HAL_ABI_MAJOR ? &adapter : NULL;"
 
-# (name, check meant to refuse it, the mistake, ((old text, new text), ...), whether it may crash)
+# (name, check meant to refuse it, the mistake, ((old text, new text), ...), whether it gets a process of its own)
 C_ROWS: tuple[tuple[str, int, str, tuple[tuple[str, str], ...], bool], ...] = (
     ("COtherTable", 1, "every call of hal_get_adapter gives another table",
      ((_GET, "static hal_adapter two[2]; static int n; n ^= 1; two[n] = adapter; "
@@ -35,7 +35,7 @@ C_ROWS: tuple[tuple[str, int, str, tuple[tuple[str, str], ...], bool], ...] = (
     ("CZeroBytes", 14, "alloc of zero bytes succeeds", (("NEED(a->bytes && !(", "NEED(!("),), False),
     ("COutLeft", 14, "a failed alloc leaves the caller's address as it was", (("*out = 0;\n  DEVICE(d);", "DEVICE(d);"),), False),
     ("CTooLarge", 17, "max_alloc_bytes is not looked at", (("NEED(a->bytes <= TOTAL / 4,", "NEED(a->bytes <= TOTAL,"),), False),
-    ("CFreesNothing", 23, "free gives no memory back", (("  free(start);\n  return HAL_OK;", "  return HAL_OK;"),), False),
+    ("CFreesNothing", 23, "free gives no memory back", (("  free(start);\n  return HAL_OK;", "  return HAL_OK;"),), True),
     ("CMemcpy", 30, "overlapping copies run forwards, byte by byte", (
         ("static hal_status copy(int32_t d,", "static void forwards(char *to, const char *from, uint64_t n) { for (uint64_t i = 0; i < n; i++) "
                                               "to[i] = from[i]; }\nstatic hal_status copy(int32_t d,"),

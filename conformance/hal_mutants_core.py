@@ -34,6 +34,8 @@ class HalfAGraph(SimDriver):
 class LeaksThreads(CpuDriver):
     """every init starts a thread that fini does not end"""
 
+    apart = True  # other mutants start threads too
+
     def init(self) -> None:
         super().init()
         threading.Thread(target=threading.Event().wait, args=(20,), daemon=True).start()
@@ -41,6 +43,8 @@ class LeaksThreads(CpuDriver):
 
 class LeaksFiles(SimDriver):
     """every init opens a file that fini does not close"""
+
+    apart = True  # other mutants open files too
 
     def init(self) -> None:
         super().init()
@@ -293,6 +297,7 @@ class BaseIsTheAddress(SimDriver):
 class AllocRace(SimDriver):
     """two threads that allocate at once may get one block"""
 
+    apart = True  # one thread frees what the other is writing to
     _slot = 0
 
     def alloc(self, device: int, nbytes: int, align: int = 0) -> int:
@@ -476,6 +481,8 @@ class StagesPeers(SimDriver):
 class ReadsLate(SimDriver):
     """a synchronous copy reads the host's bytes after it has returned"""
 
+    apart = True  # they may be gone
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._late: list[threading.Thread] = []
@@ -495,6 +502,8 @@ class ReadsLate(SimDriver):
 
 class ReadsTailLate(SimDriver):
     """of a large synchronous copy, the last page is read after it has returned"""
+
+    apart = True  # it may be gone
 
     def copy(self, device: int, desc: Copy, stream: int = 0) -> None:
         tail = 4096

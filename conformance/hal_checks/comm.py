@@ -159,13 +159,16 @@ def comm(s: Subject) -> None:
             d.comm_all_reduce(me.comm, send, send, _LARGE, "float32", "sum", me.stream)
             me.expect(send, parts.sum(0), "float32", f"all_reduce of {_LARGE} elements")
             d.comm_async_error(me.comm)
-        except BaseException:  # the other rank would wait for this one
+        except BaseException as error:  # noqa: BLE001 - raised below; the other rank would wait for this one
+            wrong.append(error)
             for both in pair:
                 with suppress(HaianError):
                     d.comm_abort(both.comm)
-            raise
 
+    wrong: list[BaseException] = []
     s.threads(2, work, 30)
+    if wrong:  # the first one; the other rank's follows from it
+        raise wrong[0]
     for me in pair:
         me.quit()
     _mismatch(s)

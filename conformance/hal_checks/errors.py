@@ -55,6 +55,10 @@ def _raised(call: Callable[[], object]) -> HaianError | None:
     return None
 
 
+def _gave(found: HaianError | None) -> str:
+    return "succeeded" if found is None else f"raised {type(found).__name__}: {found}"
+
+
 def _fail(s: Subject, stream: int) -> type[HaianError]:
     """Queues something that fails when it runs; the error it should come as."""
     try:
@@ -95,7 +99,7 @@ def _fatal(factory: Callable[..., Driver], arguments: tuple, device: int) -> str
     for what, call in (("stream_sync", lambda: driver.stream_sync(stream)), ("the next call", lambda: driver.sync(device))):
         found = _raised(call)
         if not isinstance(found, DeviceLost):
-            return f"after a fatal failure {what} gave {type(found).__name__}: {found}; needs DeviceLost until reset"
+            return f"after a fatal failure {what} {_gave(found)}; needs DeviceLost until reset"
     return _renewed(driver, device)
 
 
@@ -156,7 +160,7 @@ def reset(s: Subject) -> None:
     for attempt in ("after reset", "after reset and new work"):
         for what, call in old:
             found = _raised(call)
-            require(isinstance(found, InvalidHandle), f"{attempt}, {what} of an old handle gave {type(found).__name__}: {found}; needs InvalidHandle")
+            require(isinstance(found, InvalidHandle), f"{attempt}, {what} of an old handle {_gave(found)}; needs InvalidHandle")
         said = _works(driver, device)
         require(not said, said)
         if s.offers("stream"):

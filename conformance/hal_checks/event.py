@@ -85,9 +85,13 @@ def _snapshot(s: Subject, held: int, waits: int, idle: int, event: int, door: in
     s._gates.append(second)  # released at the end of the check at the latest
     s.driver.event_record(event, idle)
     sync_within(s, idle, "an idle stream")
+
+    def stand() -> None:
+        second.wait(BLOCK_S)
+
     with s.blocked(held) as gate:
         s.driver.event_record(door, held)
-        s.driver.host_func(held, lambda: second.wait(BLOCK_S))
+        s.driver.host_func(held, stand)
         s.driver.stream_wait_event(waits, door)
         s.driver.stream_wait_event(waits, event)
         s.fill(address, 3, _N, waits)

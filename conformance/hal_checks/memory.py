@@ -46,10 +46,13 @@ def _in_use(s: Subject) -> int:
 
 
 def _address_space() -> int:
-    """Bytes this process has mapped; 0 where the system does not say."""
+    """Bytes this process has mapped plus those resident; 0 where the system does not say.
+
+    Both: malloc maps 64 MiB at once for a thread, in which a leak of blocks that are touched shows as resident bytes only.
+    """
     try:
         with open("/proc/self/statm") as f:
-            return int(f.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            return sum(int(n) for n in f.read().split()[:2]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
 

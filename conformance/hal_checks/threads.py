@@ -175,5 +175,5 @@ def _during_copy(s: Subject) -> None:
     if not lively and not starved:
         return  # copies of this size end too soon to starve anybody
     # On a loaded machine the other thread may not get a processor, and a starved one may get steps before the copy begins.
-    require(4 * lively >= lively + starved, f"in {starved} of {lively + starved} copies of {nbytes >> 20} MiB another thread took fewer than 4 steps "
+    require(3 * lively >= lively + starved, f"in {starved} of {lively + starved} copies of {nbytes >> 20} MiB another thread took fewer than 4 steps "
             "of 0.5 ms; release the GIL")
