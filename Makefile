@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 TORCH  ?= torch==2.13.0
 EXTRAS := triton,conformance,bench,test
 
-.PHONY: demo test build lint matrix gpu bench mutants clean
+.PHONY: demo test build lint matrix gpu bench mutants sanitize clean
 
 $(VENV)/.tools: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -48,6 +48,11 @@ matrix: build
 	  test -x $(VENV)-triton-$$v/bin/python || { $(PYTHON) -m venv $(VENV)-triton-$$v && \
 	    $(VENV)-triton-$$v/bin/pip install -q "triton==$$v" setuptools "numpy<2.4" ml_dtypes; } && \
 	  $(PY) tests/matrix.py --triton $(VENV)-triton-$$v/bin/python || exit 1; done
+
+# the HAL suite and the operators on builds with AddressSanitizer and ThreadSanitizer, in environments of their own
+sanitize: build
+	tests/sanitize.sh address $(abspath $(PY))
+	tests/sanitize.sh thread $(abspath $(PY))
 
 gpu:
 	bash tests/gpu.sh

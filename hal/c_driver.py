@@ -98,7 +98,6 @@ class CDriver(Driver):
         """host_size, host_major: what this host says of itself; other values only for tests of the contract."""
         from .. import _native
 
-        _native.set_error_factory(from_code)
         self.path = str(path)
         self.ffi = ffi = _ffi()
         try:

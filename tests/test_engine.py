@@ -20,6 +20,7 @@ from haian.hal.errors import (
     ArgumentError,
     DeviceLost,
     EnvironmentMissing,
+    HaianError,
     InternalError,
     InvalidHandle,
     NotReady,
@@ -27,6 +28,8 @@ from haian.hal.errors import (
     Timeout,
     Unsupported,
 )
+
+from haian import _native
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="stand-ins are compiled: no C compiler here")
 SHAPED = [n for n, (front, _, _) in standins.STANDINS.items() if front in ("runtime.c", "cuda_driver.c")]
@@ -391,23 +394,27 @@ def test_bad_images_are_refused(driver):
 
 
 def test_native_launch_through_the_symbol(driver):
-    """What native code does: the function's address, the vendor's own pointers, no Python of ours in between."""
+    """``_native.Launcher`` over a vendor's function: packed and called without Python of ours in between, errors translated."""
     if not driver.launch_symbol:
         assert not driver.offers("module") or driver.table.block_unit or "launch" in driver.table.calls
         return
     module = driver.module_load(0, standins.image("increment"), fmt(driver))
     kernel, stream, p = driver.get_kernel(module, "increment"), driver.stream_create(0), driver.alloc(0, 64)
     driver.fill(0, p, b"\0", 64)
-    unsigned, pointer = ctypes.c_uint, ctypes.c_void_p
-    call = ctypes.CFUNCTYPE(ctypes.c_int, pointer, *[unsigned] * 7, pointer, ctypes.POINTER(pointer), pointer)(driver.launch_symbol)
-    address, n = ctypes.c_uint64(p), ctypes.c_int32(16)
-    params = (pointer * 2)(ctypes.addressof(address), ctypes.addressof(n))
-    unit = driver.table.block_unit(driver._facts(0)) if driver.table.block_unit else 1
-    assert call(driver.native(kernel), 1, 1, 1, max(1, 16 // unit), 1, 1, 0, driver.native(stream), params, None) == 0
+    how = {"name": "increment", "device": 0, "tensor_device": 99, "shared_bytes": 0, "types": ("*i32", "", "i32"), **driver.native_launch(kernel, 16, 0)}
+    launcher = _native.Launcher(**how)
+    driver.make_current(0)
+    launcher(driver.native_stream(stream), 1, 1, 1, p, "compiled in", 16)
     driver.stream_sync(stream)
     back = np.zeros(16, np.int32)
     d2h(driver, 0, back, p)
     assert back.tolist() == [1] * 16
+    with pytest.raises(ArgumentError, match="needs a stream, three grid sizes and 3"):
+        launcher(driver.native_stream(stream), 1, 1, 1, p)
+    with pytest.raises(ArgumentError, match="grid of 0"):
+        launcher(driver.native_stream(stream), 0, 1, 1, p, None, 16)
+    with pytest.raises(HaianError, match=driver.name):  # 65536 threads a program: the runtime's own refusal
+        _native.Launcher(**{**how, "threads": 65536})(driver.native_stream(stream), 1, 1, 1, p, None, 16)
     driver.module_unload(module)
     driver.stream_destroy(stream)
     driver.free(0, p)

@@ -487,14 +487,47 @@ class TableDriver(Core):
         if desc.shared_bytes > max(slot.shared, self.table.default_shared) and "set_shared" in self._calls:
             self._check(self._calls["set_shared"](slot.pointer, desc.shared_bytes), "set_shared", device, f" of {desc.shared_bytes} bytes")
             slot.shared = desc.shared_bytes
-        params = self._pack(desc.args)
+        self._run_kernel(device, slot, desc, self._pack(desc.args), self._stream(stream, device))
+
+    def _run_kernel(self, device: int, slot: Slot, desc: Launch, params: Any, stream: int) -> None:
+        """The vendor's own launch.  params: addresses of the arguments, which lie in slots of 8 bytes; stream: the vendor's."""
         unit = self.table.block_unit(self._facts(device)) if self.table.block_unit else 1
         if unit > 1 and desc.threads > self.props(device).max_threads:  # the division would hide it from the runtime
             raise ArgumentError(f"{self.name}: {desc.threads} threads; a program has at most {self.props(device).max_threads}")
         gx, gy, gz = desc.grid
-        code = self._call("launch")(slot.pointer, gx, gy, gz, -(-desc.threads // unit), 1, 1, desc.shared_bytes, self._stream(stream, device), params)
+        code = self._call("launch")(slot.pointer, gx, gy, gz, -(-desc.threads // unit), 1, 1, desc.shared_bytes, stream, params)
         if code != self.table.success:
             raise self._error(code, "launch", device, f" of {slot.name!r}")
+
+    def native_launch(self, kernel: int, threads: int, shared_bytes: int) -> dict[str, Any] | None:
+        """How native code launches a kernel without ``launch``: the vendor's function and pointers, for ``_native.Launcher``.
+
+        None where the vendor's function is not shaped like cuLaunchKernel.  The caller makes the device current before each
+        launch, with ``make_current``.
+        """
+        if not self.launch_symbol:
+            return None
+        slot = self._handles.get(kernel, "kernel")
+        self._enter(slot.device)
+        if shared_bytes > max(slot.shared, self.table.default_shared) and "set_shared" in self._calls:
+            self._check(self._calls["set_shared"](slot.pointer, shared_bytes), "set_shared", slot.device, f" of {shared_bytes} bytes")
+            slot.shared = shared_bytes
+        unit = self.table.block_unit(self._facts(slot.device)) if self.table.block_unit else 1
+        if unit > 1 and threads > self.props(slot.device).max_threads:
+            raise ArgumentError(f"{self.name}: {threads} threads; a program has at most {self.props(slot.device).max_threads}")
+
+        def translate(status: int) -> None:
+            raise self._error(status, "launch", slot.device, f" of {slot.name!r}")
+
+        return {"symbol": self.launch_symbol, "kernel": slot.pointer, "threads": -(-threads // unit), "translate": translate}
+
+    def native_stream(self, stream: int) -> int:
+        """The vendor's own pointer of a stream; 0 for the default one."""
+        return self.native(stream)
+
+    def make_current(self, device: int) -> None:
+        """Makes the device this thread's current one, as the vendor's runtime wants it before a launch."""
+        self._enter(device)
 
     def _pack(self, args: Sequence[tuple[str, int | float]]) -> Any:
         """Addresses of the arguments' values.  The memory is this thread's, one a signature: a launch reads it before it returns."""

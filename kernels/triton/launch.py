@@ -83,6 +83,7 @@ class Plan:
     types: tuple[str, ...]
     hidden: tuple[tuple[str, int], ...]
     native: Any = None
+    enter: Callable[[int], None] | None = None  # to be called with the device before ``native``
 
 
 def next_power_of_2(n: int) -> int:
@@ -267,25 +268,26 @@ def _plan(key: tuple[Any, ...], device: Device, kernel: Any, signature: tuple[tu
             module = device.driver.module_load(device.index, compiled.image, compiled.format)
             handle = device.driver.get_kernel(module, compiled.name)
             found = _plans[key] = Plan(device, kernel, handle, compiled.threads, compiled.shared_bytes, compiled.types,
-                                       (("*i8", 0),) * compiled.hidden, native_launcher(device, compiled, handle))
+                                       (("*i8", 0),) * compiled.hidden, native_launcher(device, compiled, handle),
+                                       getattr(device.driver, "make_current", None))
     return found
 
 
 def native_launcher(device: Device, compiled: Compiled, handle: int) -> Any:
     """A ``_native.Launcher`` of a loaded kernel, or None where the driver is not to be called from C.
 
-    A driver in C has ``hal_table``; a table driver says through ``native_launch(kernel)`` which function of its vendor's takes
-    which pointer.  A validating driver has neither, so that its checks see every launch.
+    A driver in C has ``hal_table``; a table driver says through ``native_launch`` which function of its vendor's takes which
+    pointers, and makes the device current through ``make_current``.  A validating driver has neither, so that its checks see every launch.
     """
     own = getattr(device.driver, "native_launch", None)
     table = getattr(device.driver, "hal_table", 0)
     if isinstance(device.driver, Validated) or not (own or table):
         return None
-    how = own(handle) if own else {"table": table, "kernel": handle}
+    how = own(handle, compiled.threads, compiled.shared_bytes) if own else {"table": table, "kernel": handle}
     if how is None:
         return None
-    return _native.Launcher(name=compiled.name, device=device.index, tensor_device=device.position, threads=compiled.threads,
-                            shared_bytes=compiled.shared_bytes, types=compiled.types, hidden=compiled.hidden, **how)
+    return _native.Launcher(**{"name": compiled.name, "device": device.index, "tensor_device": device.position, "threads": compiled.threads,
+                               "shared_bytes": compiled.shared_bytes, "types": compiled.types, "hidden": compiled.hidden, **how})
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, num_stages: int = 3, **constants: Any) -> None:
@@ -313,6 +315,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, n
     stream = device.current_stream
     use(stream, writes=tensors)  # behind other streams' work on them; which ones the kernel writes is not known here
     if plan.native:
+        if plan.enter:
+            plan.enter(device.index)
         plan.native(stream.native, *grid, *(1, 1)[len(grid) - 1:], *args)
     else:
         values = [(t, a.address if type(a) is Tensor else a) for t, a in zip(plan.types, args) if t]
