@@ -211,7 +211,7 @@ def _compiled(built: Any, target: tuple[str, Any, int], image_format: str, signa
     metadata = built.metadata
     types = tuple("" if t[0] == "=" else t for t, _ in signature)
     return Compiled(name=metadata.name, image=image if isinstance(image, bytes) else str(image).encode(), format=image_format,
-                    threads=metadata.num_warps * target[2], shared_bytes=metadata.shared, types=types,
+                    threads=max(1, metadata.num_warps) * max(1, target[2]), shared_bytes=metadata.shared, types=types,
                     hidden=_hidden(built.asm, target[0], sum(t != "" for t in types)))
 
 

@@ -20,14 +20,14 @@ __all__ = ["STANDINS", "build", "driver", "image", "library"]
 
 
 def driver(name: str, private: bool = False) -> Driver:
-    """A new driver of the adapter ``name`` over its stand-in: two devices of 64 MiB.
+    """A new driver of the adapter ``name`` over its stand-in: two devices of 64 MiB; "adapter-route" takes the adapter's other runtime.
 
     private: over a library of its own, so that what it breaks is broken for nobody else in this process.
     """
-    module = import_module(f"haian.adapters.{name}")
+    module = import_module(f"haian.adapters.{name.partition('-')[0]}")
     path = build(name)
     with TemporaryDirectory() as scratch:
-        made = getattr(module, module.__all__[0])(str(shutil.copy(path, scratch) if private else path))
+        made = getattr(module, module.__all__["-" in name])(str(shutil.copy(path, scratch) if private else path))
         made.device_count()  # opens it
     own = {"conformance_image": (image("conform_axpy", "conform_leave"), next(iter(made.table.formats), ""), "conform_axpy", "conform_leave")}
     assumed = {k: 64 << 20 if k == "total_bytes" else v for k, v in made.table.defaults.items()}  # where the runtime cannot say

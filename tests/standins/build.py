@@ -53,6 +53,11 @@ STANDINS: dict[str, tuple[str, dict[str, str], str]] = {
                                  "NO_GRAPH": "1", "NO_INFO": "1", "ATTRIBUTES": "{-1,0}"}, "libhpgr.so"),
     "sdaa": ("runtime.c", {"P": "sdaa", "MODEL": '"stand-in T100"', "NO_AUTO": "1", "NO_EXTRAS": "1", "NO_GRAPH": "1", "ATTRIBUTES": "{-1,0}"},
              "libsdaart.so"),
+    "ascend": ("ascendcl.c", {}, "libascendcl.so"),
+    "cambricon": ("cnrt.c", {}, "libcnrt.so"),
+    "kunlunxin": ("xpurt.c", {}, "libxpurt.so"),
+    "kunlunxin-xcudart": ("runtime.c", {"P": "cuda", "MODEL": '"stand-in P800"', "NO_GRAPH": "1",
+                                        "ATTRIBUTES": _attributes(1, 5, 8, 16)}, "libcudart.so"),
 }
 
 

@@ -10,7 +10,7 @@
 #define CODE_CAPTURE 900
 #endif
 
-static int cuda_code(int code) {
+__attribute__((unused)) static int cuda_code(int code) {
   static const int numbers[] = {[SI_OK] = 0,           [SI_INVALID] = 1,        [SI_OOM] = CODE_OOM,
                                 [SI_HANDLE] = 400,     [SI_NOT_READY] = 600,    [SI_ORDINAL] = 101,
                                 [SI_DIRECTION] = 21,   [SI_FAULT] = 700,        [SI_IMAGE] = 200,
