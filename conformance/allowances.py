@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..hal.errors import ArgumentError
+from ..hal.registry import installed
 from .cases import Case, matching
 from .compare import REDUCED
 
@@ -147,11 +148,14 @@ def _rule(where: str, kind: str, cases: str, value: Any) -> Rule:
 
 
 def load(device: str) -> Allowances:
-    """The allowances of a device's adapter; none where it has no such file."""
+    """The allowances of a device's adapter, haian's own or an installed package's; none where it has no such file."""
     vendor = device.partition(":")[0]
-    found = importlib.util.find_spec(f"haian.adapters.{vendor}")  # by name, as data: no adapter is imported
-    for folder in (found.submodule_search_locations or ()) if found is not None else ():
-        path = Path(folder) / "conformance.toml"
-        if path.exists():
-            return read(path)
+    own = f"haian.adapters.{vendor}"
+    packages = [own, *(point.value.partition(":")[0].partition(".")[0] for name, point in installed().items() if name == vendor)]
+    for package in packages:  # found by name, read as data: no adapter is imported
+        found = importlib.util.find_spec(package)
+        for folder in (found.submodule_search_locations or ()) if found is not None else ():
+            path = Path(folder) / "conformance.toml"
+            if path.exists():
+                return read(path)
     return Allowances()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .probe import Probe
 
-__all__ = ["AdapterRecord", "Registry", "at", "device", "devices", "load_adapter", "report"]
+__all__ = ["AdapterRecord", "Registry", "adapter_file", "at", "device", "devices", "installed", "load_adapter", "records", "report"]
 
 GROUP = "haian.adapters"
 HOST = "cpu"  # device 0 of every process; always loaded, since everything can fall back to it
@@ -398,6 +398,16 @@ def device(spec: Device | str | int = HOST) -> Device:
 def at(position: int) -> Device:
     """The device with this ``Tensor.device_index``."""
     return _registry.at(position)
+
+
+def records() -> list[AdapterRecord]:
+    """The adapters looked at, with their drivers."""
+    return _registry.records()
+
+
+def installed() -> dict[str, EntryPoint]:
+    """Installed adapters by name; none of them is loaded."""
+    return {point.name: point for point in _entry_points()}
 
 
 def report() -> list[dict[str, Any]]:

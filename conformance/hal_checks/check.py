@@ -150,8 +150,13 @@ def of_name(name: str) -> Driver:
     for point in registry._entry_points():
         if point.name == name:
             return registry._driver_of_point(point)
-    for path in registry._adapter_files():
-        driver = registry._driver_of_file(path)
+    for path in sorted(registry._adapter_files(), key=lambda p: name not in registry._words(p)):  # the likely one first
+        try:
+            driver = registry._driver_of_file(path)
+        except HaianError:
+            if name in registry._words(path):
+                raise
+            continue  # another one, broken: no concern of this device
         if driver.name == name:
             return driver
     raise EnvironmentMissing(f"adapter {name!r}: not installed and not in HAIAN_ADAPTER_PATH; `haian doctor` says what was found")

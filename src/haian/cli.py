@@ -1,4 +1,4 @@
-"""The command line: haian devices | doctor | ops | conformance | bench.
+"""The command line: haian devices | doctor | ops | conformance | bench | adapter.
 
 Exit codes: 0 good, 1 findings (a case failed, an adapter is broken), 2 usage, 3 environment.
 Not here: what the commands do; each calls one function of its package.
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from . import __version__
+from .adapter_cli import adapter_app
 from .hal.errors import EnvironmentMissing, HaianError
-
-FINDINGS, USAGE, ENVIRONMENT = 1, 2, 3
+from .terminal import ENVIRONMENT, FINDINGS, USAGE
+from .terminal import size as _bytes
+from .terminal import table as _table
+from .terminal import usage as _usage
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The layer between AI frameworks and AI chips.  Exit codes: 0 good, 1 findings, 2 usage, 3 environment.", pretty_exceptions_enable=False)
 ops_app = typer.Typer(no_args_is_help=True, help="The operator standard: what exists, and one operator's record.")
@@ -27,24 +27,7 @@ bench_app = typer.Typer(no_args_is_help=True, help="How fast is it, against the 
 app.add_typer(ops_app, name="ops")
 app.add_typer(conformance_app, name="conformance")
 app.add_typer(bench_app, name="bench")
-console = Console(highlight=False, soft_wrap=True)
-
-
-def _table(columns: list[str], rows: list[list[Any]]) -> None:
-    if not console.is_terminal:  # a pipe gets tab-separated lines, whole
-        for row in rows:
-            print("\t".join(str(cell) for cell in row))
-        return
-    table = Table(box=None, pad_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
-    console.print(table)
-
-
-def _bytes(n: int) -> str:
-    return f"{n / 2**30:.1f} GiB"
+app.add_typer(adapter_app, name="adapter")
 
 
 @app.command()
@@ -70,39 +53,16 @@ def devices(as_json: bool = typer.Option(False, "--json", help="One JSON object 
 
 
 @app.command()
-def doctor() -> None:
-    """Say what haian found on this machine, and what is missing and why."""
-    import importlib.metadata
-    import platform
-
-    from . import _native
-    from .hal.registry import report
-    rows: list[list[str]] = [["haian", __version__], ["python", f"{platform.python_version()} ({sys.executable})"],
-                             ["host kernels", f"{_native.isa()} (this build runs {_native.isa_list()}), {_native.num_threads()} threads"]]
-    if _native.isa_error():
-        rows.append(["HAIAN_CPU_ISA", _native.isa_error()])
-    for package, without in (("triton", "operators on devices fall back to the host; install haian[triton] or the vendor's Triton"),
-                             ("torch", "no PyTorch bridge; install haian[torch]"), ("onnxruntime", "no onnxruntime in benchmarks; install haian[bench]"),
-                             ("scipy", "some references of the conformance suite; install haian[conformance]")):
-        try:
-            rows.append([package, importlib.metadata.version(package)])
-        except importlib.metadata.PackageNotFoundError:
-            rows.append([package, f"not installed: {without}"])
-    _table(["what", "found"], rows)
-    print()
-    broken = False
-    adapters, doubts = [], []
-    for r in report():
-        broken = broken or r["status"] == "failed"
-        adapters.append([r["name"], r["status"], ", ".join(r["devices"]) or r["error"] or r.get("note") or "no device present", r["source"]])
-        if r["devices"]:
-            doubts += [[r["name"], "not in the library", symbol] for symbol in r.get("missing", ())]
-            doubts += [[r["name"], subject, text] for subject, text in r.get("unconfirmed", {}).items()]
-    _table(["adapter", "status", "devices or reason", "from"], adapters)
-    if doubts:
-        print()
-        _table(["adapter", "unconfirmed", "what is not known"], doubts)
-    if broken:
+def doctor(as_json: bool = typer.Option(False, "--json", help="Everything as one JSON object."),
+           verbose: bool = typer.Option(False, "--verbose", help="Also every place looked at, missing symbol and unconfirmed fact.")) -> None:
+    """Say what haian found on this machine, and what is missing and why; exit code 1 when an adapter is broken."""
+    from .doctor import examine, show
+    found = examine()
+    if as_json:
+        print(json.dumps(found, indent=1, default=str))
+    else:
+        show(found, verbose)
+    if any(a["status"] == "failed" for a in found["adapters"]):
         raise typer.Exit(FINDINGS)
 
 
@@ -221,11 +181,6 @@ def bench_compare(a: Path, b: Path) -> None:
     """Put two bench reports side by side."""
     from .bench import compare
     print(compare(a, b))
-
-
-def _usage(message: str) -> None:
-    print(f"haian: {message}", file=sys.stderr)
-    raise typer.Exit(USAGE)
 
 
 def main() -> None:
