@@ -28,11 +28,11 @@ static hal_status fail(hal_status code, const char *text) { return message = tex
 /* ---- handles: generation << 32 | slot */
 static struct slot {
   atomic_int kind;
-  int device;
+  atomic_int device;
   _Atomic uint32_t generation;
-  int timing;
+  atomic_int timing;
   atomic_ullong ns;
-  void *object;
+  void *_Atomic object;
 } slots[SLOTS];
 static hal_status make(int device, int kind, void *object, hal_handle *out) {
   DEVICE(device);
