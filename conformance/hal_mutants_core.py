@@ -527,6 +527,8 @@ class ReadsTailLate(SimDriver):
 class CopyHoldsGil(SimDriver):
     """copies keep Python's lock"""
 
+    apart = True  # they stop other mutants too
+
     def copy(self, device: int, desc: Copy, stream: int = 0) -> None:
         if stream or desc.kind != HOST_TO_DEVICE or desc.nbytes < 1 << 20:
             return super().copy(device, desc, stream)
