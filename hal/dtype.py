@@ -116,7 +116,7 @@ def dtype(spec: object) -> DType:
     else:
         try:
             found = _BY_NUMPY.get(np.dtype(spec))  # type: ignore[call-overload]
-        except TypeError:
+        except (TypeError, ValueError, SyntaxError):  # NumPy's three ways to refuse
             found = None
         if found:
             return found

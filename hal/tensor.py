@@ -16,7 +16,7 @@ from . import registry
 from .driver import Capabilities
 from .dtype import ALL, DType
 from .dtype import dtype as as_dtype
-from .errors import ArgumentError, ShapeError, from_code
+from .errors import ArgumentError, DTypeError, ShapeError, from_code
 from .memory import copy, host_view, is_readonly
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def empty(shape: int | Sequence[int], dtype: object = "float32", device: Device 
     sizes, kind, place = _shape(shape, "empty"), as_dtype(dtype), registry.device(device)
     if place.is_host:
         return _native.empty(sizes, kind.code)
-    if min(sizes, default=0) < 0:
-        raise ShapeError(f"empty: shape {sizes} has a negative size; sizes are 0 or more")
     nbytes = math.prod(sizes) * kind.itemsize
+    if min(sizes, default=0) < 0 or nbytes >= 2**63:
+        raise ShapeError(f"empty: {kind} of shape {sizes} has a negative size or passes 2^63 bytes; give a shape that fits")
     if nbytes == 0:
         return _native.wrap(0, kind.code, sizes, None, place.position, None)
     buffer = place.allocate(nbytes)
@@ -104,14 +104,18 @@ def _adopt(obj: Any, copy: bool | None) -> Tensor:
         return obj
     if isinstance(obj, (np.ndarray, np.generic)):
         return _from_numpy(np.asarray(obj), copy)
-    if hasattr(obj, "__dlpack__") and hasattr(obj, "__dlpack_device__"):
+    if hasattr(type(obj), "__dlpack__") and hasattr(type(obj), "__dlpack_device__"):  # a class of arrays is no array
         return from_dlpack(obj)
     try:
         obj = memoryview(obj)
     except TypeError:  # no buffer: lists and scalars
         if copy is False:
             raise ArgumentError(f"asarray: a {type(obj).__name__} has no memory to share and copy=False was given; drop it") from None
-    return _from_numpy(np.asarray(obj), copy)
+    try:
+        array = np.asarray(obj)
+    except ValueError:  # nested lists of different lengths
+        raise ShapeError("asarray: nested lists of different lengths; give every row of an axis the same length") from None
+    return _from_numpy(array, copy)
 
 
 def _shares(obj: object, t: Tensor) -> bool:
@@ -125,7 +129,10 @@ def _from_numpy(array: np.ndarray, copy: bool | None) -> Tensor:
         if copy is False:
             raise ArgumentError(f"asarray: dtype {array.dtype} is byte-swapped; swapping needs a copy and copy=False was given")
         array = array.astype(array.dtype.newbyteorder("="))
-    kind = as_dtype(array.dtype)
+    try:
+        kind = as_dtype(array.dtype)
+    except DTypeError:
+        raise DTypeError(f"asarray: NumPy dtype {array.dtype} is not one of haian's; convert to one of {', '.join(d.name for d in ALL)}") from None
     item = kind.itemsize
     address = array.__array_interface__["data"][0]
     # Views into structured arrays: steps or starts that are no multiple of the element.
@@ -164,11 +171,9 @@ def from_dlpack(obj: Any, *, device: Device | str | int | None = None, copy: boo
     """
     if isinstance(obj, Tensor):
         return asarray(obj, device=device, copy=copy)
-    try:
-        kind, number = obj.__dlpack_device__()
-    except AttributeError:
-        raise ArgumentError(f"from_dlpack: a {type(obj).__name__} has no __dlpack_device__; use asarray") from None
-    kind, number = int(kind), int(number)
+    if not hasattr(type(obj), "__dlpack_device__"):
+        raise ArgumentError(f"from_dlpack: a {type(obj).__name__} has no __dlpack_device__; use asarray")
+    kind, number = (int(n) for n in obj.__dlpack_device__())
     if kind in _DL_HOST:
         place, stream = registry.device(), None
     else:

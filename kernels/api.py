@@ -10,7 +10,7 @@ from typing import Any
 from .. import _native
 from ..hal import tensor as _tensor  # noqa: F401  completes the native Tensor: dtypes, errors, cold methods
 from ..hal.dtype import DType, dtype
-from .dispatch import Resolver
+from .dispatch import Resolver, naming
 from .ops import OPS
 from .ops.record import Op, Param
 
@@ -19,9 +19,10 @@ __all__ = list(OPS)
 _KIND = {"tensor": 0, "tensors": 1, "int": 2, "float": 3, "bool": 4, "ints": 5, "dtype": 6, "choice": 7}  # KIND_* of py_op.c
 
 
-def _allocate(device_index: int, dtype_code: int, shape: tuple[int, ...]) -> Any:
+def _allocate(device_index: int, dtype_code: int, shape: tuple[int, ...], operator: str) -> Any:
     from ..hal.registry import at
-    return at(device_index).empty(shape, dtype(dtype_code))
+    with naming(operator):
+        return at(device_index).empty(shape, dtype(dtype_code))
 
 
 def _param(p: Param) -> tuple[Any, ...]:

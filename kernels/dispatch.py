@@ -14,7 +14,8 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,24 +23,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _native
-from ..hal.dtype import DType, dtype
+from ..hal.dtype import BY_NAME, DType, dtype
 from ..hal.errors import (
     ArgumentError,
     DTypeError,
-    EnvironmentMissing,
     HaianError,
     InternalError,
     ShapeError,
     Unsupported,
 )
-from . import library
+from . import library, triton
 from .ops.record import Op, Spec
 
 if TYPE_CHECKING:
     from ..hal.device import Device
     from ..hal.driver import Driver
 
-__all__ = ["Candidate", "candidates", "counters", "explain", "fallback_policy", "register_kernel", "set_fallback_policy"]
+__all__ = ["Candidate", "candidates", "counters", "explain", "fallback_policy", "lacks_triton", "naming", "register_kernel", "set_fallback_policy", "set_num_threads"]
 
 _log = logging.getLogger("haian")
 _RULES = {"": 0, "same": 1, "broadcast": 2, "reduce": 3}  # RULE_* of py_op.c
@@ -50,7 +50,9 @@ counters: Counter[str] = Counter()
 #: (operator, candidate name) pairs that resolved signatures chose.
 chosen: Counter[tuple[str, str]] = Counter()
 
-_policy = os.environ.get("HAIAN_FALLBACK", "warn")
+_policy = os.environ.get("HAIAN_FALLBACK") or "warn"
+if _policy not in POLICIES:
+    raise ArgumentError(f"HAIAN_FALLBACK={_policy}; needs one of {', '.join(POLICIES)}")
 _warned: set[str] = set()
 _registered: dict[tuple[str, str], list[Candidate]] = {}
 _lock = threading.RLock()
@@ -120,6 +122,35 @@ def fallback_policy() -> str:
     return _policy
 
 
+def set_num_threads(n: int) -> None:
+    """How many threads host kernels may use from now on, in the whole process.
+
+    Raises:
+        ArgumentError: not an integer of 1 or more, or more than this build runs.
+    """
+    if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or not 1 <= n < 2**31:
+        raise ArgumentError(f"set_num_threads: {n!r}; needs an integer of 1 or more")
+    before = _native.num_threads()
+    _native.set_num_threads(int(n))
+    most = _native.num_threads()
+    if most != n:
+        _native.set_num_threads(before)
+        raise ArgumentError(f"set_num_threads: {n} threads; this build runs {most} at most")
+
+
+_OWN = ("asarray: ", "from_dlpack: ", "empty: ")  # what an operator calls for a user who did not
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Lets errors of what an operator calls say which operator, and which argument of it, was meant."""
+    try:
+        yield
+    except HaianError as error:
+        text = str(error)
+        raise type(error)(f"{where}: {text.removeprefix(next((w for w in _OWN if text.startswith(w)), ''))}") from error
+
+
 def register_kernel(op: str, fn: Callable[..., Any], *, device: str, dtypes: Sequence[object] | None = None,
                     when: Callable[..., str] | None = None, name: str = "") -> Candidate:
     """Add a kernel: it is tried before haian's own on the devices of adapter ``device``.
@@ -133,12 +164,16 @@ def register_kernel(op: str, fn: Callable[..., Any], *, device: str, dtypes: Seq
         name: how it is called in reports; default ``op__device``.
 
     Raises:
-        ArgumentError: no such operator.
+        ArgumentError: no such operator, or ``fn`` or ``when`` cannot be called.  DTypeError: no such dtype.
     """
     from .ops import OPS
     if op not in OPS:
         raise ArgumentError(f"register_kernel: no operator {op!r}; `haian ops list` names them")
-    made = _candidate(device, op, fn, dtypes, when, name)
+    for what, value in (("fn", fn), ("when", when)):
+        if not callable(value) and (value is not None or what == "fn"):
+            raise ArgumentError(f"register_kernel: {op}: {what} is {_what(value)}; needs a function")
+    with naming(f"register_kernel: {op}"):
+        made = _candidate(device, op, fn, dtypes, when, name)
     with _lock:
         _registered.setdefault((op, device), []).insert(0, made)
     from . import api
@@ -186,19 +221,40 @@ def _host(op: str) -> Candidate | None:
     return Candidate(op, f"{op}__{isa}", "cpu", None, None, None, address, pointwise)
 
 
+def _no_triton(missing: ImportError) -> str:
+    found = "is not installed" if isinstance(missing, ModuleNotFoundError) else f"does not import ({missing})"
+    return f"its kernels need Triton, which {found}; install haian[triton] or the vendor's Triton"
+
+
 def _triton(record: Op, device: Device) -> list[Candidate]:
     try:
         module = importlib.import_module(f".triton.{record.family}", __package__)
-    except ModuleNotFoundError as missing:
+    except ImportError as missing:
         if missing.name and missing.name.split(".")[0] == "haian":
             return []
-        raise EnvironmentMissing(f"{device.name}: its kernels need Triton, which is not installed ({missing.name}); "
-                                 f"install haian[triton] or the vendor's Triton") from missing
+        why = _no_triton(missing)
+
+        def refuse(specs: Sequence[Spec | None], attrs: dict[str, Any], facts: Any) -> str:
+            return why
+
+        refuse.by_signature = True  # type: ignore[attr-defined]
+        return [Candidate(record.name, f"{record.name}__triton", "triton", None, refuse)] if triton.has(record) else []
     run = module.KERNELS.get(record.name)
     if run is None:
         return []
     when = getattr(module, "WHEN", {}).get(record.name)
     return [Candidate(record.name, f"{record.name}__triton", "triton", None, when, run)]
+
+
+def lacks_triton(device: Device) -> str:
+    """Why haian's kernels cannot run on a device with a Triton target, so that most calls would fall back to the host; "" where they can."""
+    if device.is_host or not device.capabilities.triton_target:
+        return ""
+    try:
+        importlib.import_module("triton")
+    except ImportError as missing:
+        return _no_triton(missing)
+    return ""
 
 
 _cache: dict[tuple[str, int, bool], list[Candidate]] = {}
@@ -262,7 +318,7 @@ class Resolver:
         self.record = record
         self.native: Any = None
         self._entered = threading.local()
-        self._fallbacks: dict[str, Callable[..., None]] = {}
+        self._fallbacks: dict[tuple[str, str], Callable[..., None]] = {}
 
     # ---- hooks -----------------------------------------------------------------------------------------------------
     def resolve(self, inputs: tuple, attrs: dict[str, Any]) -> tuple[int, int, tuple[int, ...], int, Callable[..., None] | None]:
@@ -280,21 +336,21 @@ class Resolver:
         if device.is_host:
             return candidate.address, candidate.pointwise, codes, rule, candidate.call
         if candidate.device == "cpu":
-            return 0, 0, codes, rule, self.fall_back(device)
+            return 0, 0, codes, rule, self.fall_back(device, looked)
         if record.attrs or (record.rule == "same" and len(record.tensors) > 1):
             rule = _RULES[""]  # host kernels check attributes and shapes themselves on every call, device kernels do not
         return 0, int(record.formula is not None), codes, rule, candidate.call
 
     def _choose_again(self, inputs: tuple, attrs: dict[str, Any], outs: tuple) -> None:
         device = _device_of(inputs or outs)
-        candidate, _ = choose(self.record, device, inputs, attrs)
+        candidate, looked = choose(self.record, device, inputs, attrs)
         if candidate.call is not None:
             candidate.call(inputs, attrs, outs)
         elif device.is_host:
             args, kwargs = _arguments(self.record, inputs, attrs)
             self.host(*args, **kwargs, out=outs[0] if len(outs) == 1 else outs)
         else:
-            self.fall_back(device)(inputs, attrs, outs)
+            self.fall_back(device, looked)(inputs, attrs, outs)
 
     @cached_property
     def host(self) -> Any:
@@ -314,26 +370,28 @@ class Resolver:
         return tuple(s.shape for s in infer_specs(self.record, inputs, attrs))
 
     # ---- falling back to the host ------------------------------------------------------------------------------------
-    def fall_back(self, device: Device) -> Callable[..., None]:
+    def fall_back(self, device: Device, looked: Sequence[tuple[Candidate, str]]) -> Callable[..., None]:
+        """What computes on the host and copies back; ``looked``: the device's candidates and why each was refused."""
         name = self.record.name
+        why = next((w for _, w in looked if w), "there is none")
         if _policy == "error":
-            raise Unsupported(f"{name}: {device.name} has no kernel for it and the fallback policy is 'error'; "
+            raise Unsupported(f"{name}: {device.name} has no kernel for it ({why}) and the fallback policy is 'error'; "
                               f"haian.set_fallback_policy('warn') lets the host compute it")
-        made = self._fallbacks.get(device.name)
+        made = self._fallbacks.get((device.name, why))
         if made is None:
             def made(inputs: tuple, attrs: dict[str, Any], outs: tuple) -> None:
                 with _lock:
                     counters[name] += 1
                 if _policy == "warn" and name not in _warned:
                     _warned.add(name)
-                    _log.warning("%s: no kernel on %s, the host computes it (said once; haian.explain tells why)", name, device.name)
+                    _log.warning("%s: no kernel on %s (%s), the host computes it (said once an operator)", name, device.name, why)
                 on_host = [t if t is None else t.cpu() for t in inputs]
                 args, kwargs = _arguments(self.record, on_host, attrs)
                 results = self.host(*args, **kwargs)
                 for out, result in zip(outs, results if isinstance(results, tuple) else (results,)):
                     out.copy_(result)
 
-            self._fallbacks[device.name] = made
+            self._fallbacks[device.name, why] = made
         return made
 
     # ---- everything the native fast path does not take ----------------------------------------------------------------
@@ -432,7 +490,7 @@ class _Call:
         return values
 
     def _tensors(self, raw: list[Any]) -> list[Any]:
-        from ..hal.tensor import Tensor, asarray
+        from ..hal.tensor import Tensor
         params = [p for p in self.record.params if p.is_tensor]
         found: list[Any] = []
         for i, value in enumerate(raw):
@@ -444,14 +502,9 @@ class _Call:
                 if not p.optional:
                     raise ArgumentError(f"{self.record.name}: {p.name} is None; needs a tensor")
                 found.append(None)
-            elif hasattr(value, "__dlpack__") or isinstance(value, (np.ndarray, np.generic, memoryview, bytearray)) or hasattr(value, "__array__"):
+            elif _is_array(value):
                 self.foreign.append(value)
-                try:
-                    found.append(asarray(value))
-                except (BufferError, ValueError, RuntimeError) as error:  # the other library's own refusal
-                    if isinstance(error, HaianError):
-                        raise
-                    raise ArgumentError(f"{self.record.name}: {p.name} is {_what(value)} that cannot be shared ({error}); detach or convert it first") from error
+                found.append(_shared(f"{self.record.name}: {p.name}", value))
             else:
                 raise DTypeError(f"{self.record.name}: {p.name} is {_what(value)}; needs a haian tensor, or an array with DLPack or the buffer protocol")
         numbers = [i for i, v in enumerate(found) if isinstance(v, (bool, int, float))]
@@ -484,8 +537,11 @@ class _Call:
             raise ArgumentError(f"{where} is None; needs {_KINDS[p.kind]}")
         if p.kind == "bool" and isinstance(value, (bool, np.bool_)):
             return bool(value)
-        if p.kind == "dtype":
-            return dtype(value)
+        if p.kind == "dtype" and not isinstance(value, int):  # the numbers of dtypes are C's
+            try:
+                return dtype(value)
+            except DTypeError:
+                raise DTypeError(f"{where} is {value!r}, not one of haian's; needs one of {', '.join(BY_NAME)}") from None
         if p.kind == "choice" and isinstance(value, str):
             if value not in p.choices:
                 raise ArgumentError(f"{where} is {value!r}; needs one of {', '.join(p.choices)}")
@@ -500,8 +556,8 @@ class _Call:
             except OverflowError:
                 raise ArgumentError(f"{where} is {value}; needs a number within float64") from None
         if p.kind == "ints":
-            values = [value] if isinstance(value, (int, np.integer)) else value
-            if isinstance(values, (list, tuple)) and all(isinstance(v, (int, np.integer)) for v in values):
+            values = value if isinstance(value, (list, tuple)) else [value]
+            if all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in values):
                 if len(values) > 8:
                     raise ShapeError(f"{where} has {len(values)} entries; haian tensors have at most 8 axes")
                 if not all(-(2**63) <= int(v) < 2**63 for v in values):
@@ -510,7 +566,7 @@ class _Call:
         raise ArgumentError(f"{where} is {value!r}; needs {_KINDS[p.kind]}")
 
     def _outs(self) -> tuple[Any, ...] | None:
-        from ..hal.tensor import Tensor, asarray
+        from ..hal.tensor import Tensor
         if self.out is None:
             return None
         given = self.out if isinstance(self.out, (tuple, list)) else (self.out,)
@@ -524,8 +580,8 @@ class _Call:
                 raise ArgumentError(f"{self.record.name}: out is a read-only array; give a writable one")
             elif isinstance(o, np.ndarray) and not o.dtype.isnative:
                 raise DTypeError(f"{self.record.name}: out has byte-swapped dtype {o.dtype}; give one in native byte order")
-            elif hasattr(o, "__dlpack__"):
-                outs.append(asarray(o, copy=False))
+            elif _is_array(o) and not isinstance(o, np.generic):  # NumPy's scalars have no memory to write to
+                outs.append(_shared(f"{self.record.name}: out", o, copy=False))
             else:
                 raise DTypeError(f"{self.record.name}: out is {_what(o)}; needs a tensor")
         return tuple(outs)
@@ -548,6 +604,11 @@ class _Call:
 
     def _specs(self) -> tuple[Spec, ...]:
         return infer_specs(self.record, self.inputs, self.attrs)
+
+    def _empty(self, specs: Sequence[Spec]) -> tuple[Any, ...]:
+        assert self.device is not None
+        with naming(self.record.name):
+            return tuple(self.device.empty(s.shape, s.dtype) for s in specs)
 
     def _check_outs(self) -> None:
         for i, (out, spec) in enumerate(zip(self.outs or (), self._specs())):
@@ -572,9 +633,9 @@ class _Call:
         specs = self._specs()
         if self.outs is not None:
             self._check_outs()
-        outs = self.outs or tuple(self.device.empty(s.shape, s.dtype) for s in specs)
-        candidate, _ = choose(self.record, self.device, (), self.attrs)
-        (candidate.call or resolver.fall_back(self.device))((), self.attrs, outs)
+        outs = self.outs or self._empty(specs)
+        candidate, looked = choose(self.record, self.device, (), self.attrs)
+        (candidate.call or resolver.fall_back(self.device, looked))((), self.attrs, outs)
         return outs[0] if len(outs) == 1 else outs
 
     def _queue(self, native: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -583,7 +644,7 @@ class _Call:
         specs = self._specs()
         if self.outs is not None:
             self._check_outs()
-        outs = self.outs or tuple(self.device.empty(s.shape, s.dtype) for s in specs)
+        outs = self.outs or self._empty(specs)
         into = outs[0] if len(outs) == 1 else outs
         self.device.current_stream.host_func(lambda: native(*args, **kwargs, out=into))
         return into
@@ -615,6 +676,29 @@ def _what(value: Any) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
+def _is_array(value: Any) -> bool:
+    """Whether a value's type speaks DLPack, NumPy's protocol or the buffer protocol (a class itself does not)."""
+    if any(hasattr(type(value), name) for name in ("__dlpack__", "__array__")):
+        return True
+    try:
+        memoryview(value).release()
+    except (TypeError, ValueError, BufferError):
+        return False
+    return True
+
+
+def _shared(where: str, value: Any, copy: bool | None = None) -> Any:
+    """``asarray`` of an argument, whose errors say which it was."""
+    from ..hal.tensor import asarray
+    try:
+        with naming(f"{where} is {_what(value)}"):
+            return asarray(value, copy=copy)
+    except HaianError:
+        raise
+    except (BufferError, TypeError, ValueError, RuntimeError) as error:  # the other library's own refusal
+        raise ArgumentError(f"{where} is {_what(value)} that cannot be shared ({' '.join(str(error).split())}); detach or convert it first") from error
+
+
 def _extent(t: Any) -> tuple[int, int]:
     lo = hi = 0
     for n, s in zip(t.shape, t.strides):
@@ -640,9 +724,9 @@ def explain(op: Any, *args: Any, **kwargs: Any) -> str:
         args, kwargs: as for the call; nothing is computed.
     """
     from .ops import OPS
-    name = op if isinstance(op, str) else op.__name__
+    name = op if isinstance(op, str) else getattr(op, "__name__", "")
     if name not in OPS:
-        raise ArgumentError(f"explain: no operator {name!r}; `haian ops list` names them")
+        raise ArgumentError(f"explain: {op!r} is no operator; give a function of haian.ops or its name, `haian ops list` prints them")
     record = OPS[name]
     call = _Call(record, args, dict(kwargs))
     from ..hal.registry import at

@@ -1,13 +1,14 @@
 """haian.ops as a user meets it: binding, conversion, out=, aliasing, errors, threads; values are the conformance suite's job."""
 from __future__ import annotations
 
+import array
 import gc
 import inspect
 import threading
 
 import numpy as np
 import pytest
-from haian.hal.errors import AliasError, ArgumentError, DTypeError, ShapeError
+from haian.hal.errors import AliasError, ArgumentError, DTypeError, OutOfMemory, ShapeError
 from haian.kernels.ops import OPS
 
 import haian
@@ -120,6 +121,28 @@ def test_numbers_take_the_tensor_s_dtype_or_are_refused():
     (lambda x: ops.exp(x, out=3), DTypeError, "out is an int"),
     (lambda x: ops.add(x, haian.asarray(np.ones(5, "f"))), ShapeError, "do not broadcast"),
     (lambda x: ops.add(x, haian.asarray(np.ones(3, "d"))), DTypeError, "differ"),
+    (lambda x: ops.exp(np.ndarray), DTypeError, "exp: x is a type"),
+    (lambda x: ops.exp(x, out=np.ndarray), DTypeError, "exp: out is a type"),
+    (lambda x: ops.exp(x, out=np.float32(3)), DTypeError, "exp: out is a float32"),
+    (lambda x: ops.exp(x, out=bytes(12)), DTypeError, "exp: out is uint8"),
+    (lambda x: ops.add(x, np.zeros(3, "O")), DTypeError, "add: y is a ndarray: NumPy dtype object"),
+    (lambda x: ops.exp(np.zeros(3, "U2")), DTypeError, "exp: x is a ndarray: NumPy dtype <U2"),
+    (lambda x: ops.exp(np.zeros(3, "M8[s]")), DTypeError, "exp: x is a ndarray: NumPy dtype datetime64"),
+    (lambda x: ops.exp(x, out=np.zeros(3, [("a", "f4")])), DTypeError, "exp: out is a ndarray: NumPy dtype"),
+    (lambda x: ops.cast(x, dtype="f4,,"), DTypeError, "cast: dtype is 'f4,,'"),
+    (lambda x: ops.cast(x, dtype={"a": 1}), DTypeError, "cast: dtype is {'a': 1}"),
+    (lambda x: ops.cast(x, dtype=3), ArgumentError, "cast: dtype is 3"),
+    (lambda x: ops.sum(x, [True]), ArgumentError, r"sum: dim is \[True\]"),
+    (lambda x: ops.sum(x, True), ArgumentError, "sum: dim is True"),
+    (lambda x: ops.arange(0, 1e30, 1, dtype="float32"), ShapeError, "arange: axis 0"),
+    (lambda x: ops.arange(0, 1, 1e-300, dtype="float32"), ShapeError, "arange: axis 0"),
+    (lambda x: ops.arange(0, 2**62, 1), ShapeError, r"arange: int64 of shape \(4611686018427387904,\)"),
+    (lambda x: ops.full([2**62], 1), ShapeError, r"full: float32 of shape \(4611686018427387904,\)"),
+    (lambda x: ops.rand([2**62]), ShapeError, r"rand: float32 of shape \(4611686018427387904,\)"),
+    (lambda x: ops.full([2**62], 1, device="sim:0"), ShapeError, r"full: float32 of shape \(4611686018427387904,\)"),
+    (lambda x: ops.full([2**45], 1), OutOfMemory, r"full: float32 of shape .* needs 140737488355328 bytes on cpu:0"),
+    (lambda x: ops.full([2**45], 1, device="sim:0"), OutOfMemory, "full: sim:0"),
+    (lambda x: ops.add(haian.empty((2**24, 1)), haian.empty((1, 2**24))), OutOfMemory, "add: float32"),
 ])
 def test_errors_name_the_operator_and_what_came(call, error, words):
     x = haian.asarray(np.ones(3, "f"))
@@ -127,6 +150,58 @@ def test_errors_name_the_operator_and_what_came(call, error, words):
         call(x)
     assert "\n" not in str(info.value)
     np.testing.assert_array_equal(x.numpy(), 1.0)
+
+
+def test_device_allocations_name_the_operator():
+    column = ops.full((2**17, 1), 0.0, device="sim:0")
+    with pytest.raises(OutOfMemory, match="add: sim:0"):
+        ops.add(column, column.reshape(1, 2**17))
+
+
+def test_whatever_has_a_buffer_is_taken():
+    for value in (array.array("f", [1, 2]), memoryview(array.array("f", [1, 2])), np.array([1, 2], "f").data):
+        np.testing.assert_array_equal(np.asarray(ops.neg(value)), [-1, -2])
+    out = array.array("f", [0, 0])
+    assert ops.neg(array.array("f", [1, 2]), out=out) is out and list(out) == [-1, -2]
+    with pytest.raises(ArgumentError, match="read-only"):
+        ops.neg(np.zeros(2, "u1").view("i1"), out=memoryview(bytes(2)).cast("b"))
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_tensors_without_data_or_that_do_not_share_are_refused():
+    torch = pytest.importorskip("torch", reason="PyTorch not installed")
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        fake = torch.ones(2)
+    x = np.ones(2, "f")
+    for call in (lambda: ops.exp(fake), lambda: ops.exp(x, out=fake), lambda: ops.exp(torch.ones(2, device="meta")), lambda: haian.from_dlpack(fake),
+                 lambda: ops.exp(x, out=torch.ones(2, requires_grad=True)), lambda: ops.exp(torch.ones(2, requires_grad=True))):
+        with pytest.raises(ArgumentError) as info:
+            call()
+        assert "\n" not in str(info.value)
+    np.testing.assert_array_equal(ops.exp(torch.ones(0)), torch.ones(0))  # no elements need no address
+
+
+def test_full_follows_aten_and_truncates():
+    torch = pytest.importorskip("torch", reason="PyTorch not installed")
+    for value in (1.5, -1.5):
+        np.testing.assert_array_equal(ops.full([2], value, dtype="int32").numpy(), torch.full([2], value, dtype=torch.int32).numpy())
+
+
+@pytest.mark.parametrize("n", [0, -1, "a", 2.0, True, None, 10**9, 2**40])
+def test_thread_counts_are_checked(n):
+    before = haian.num_threads()
+    with pytest.raises(ArgumentError, match="set_num_threads: "):
+        haian.set_num_threads(n)
+    assert haian.num_threads() == before
+
+
+def test_ops_can_be_imported():
+    import haian.ops
+    from haian.ops import softmax
+
+    assert haian.ops is ops and softmax is ops.softmax
 
 
 def test_byte_swapped_out_is_refused_not_ignored():

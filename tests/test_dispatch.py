@@ -2,10 +2,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from haian.hal.errors import ArgumentError, Unsupported
+from haian.hal.errors import ArgumentError, DTypeError, Unsupported
 from haian.kernels import dispatch
 from haian.kernels.ops import OPS
 
@@ -62,6 +65,35 @@ def test_registering_for_no_operator():
         haian.register_kernel("nope", lambda: None, device="sim")
 
 
+def test_registering_what_cannot_be_called():
+    for wrong in ({"fn": 3}, {"fn": None}, {"fn": len, "when": "float32"}):
+        with pytest.raises(ArgumentError, match="register_kernel: tanh: .*; needs a function"):
+            haian.register_kernel("tanh", wrong.pop("fn"), device="sim", **wrong)
+    with pytest.raises(DTypeError, match="register_kernel: tanh: dtype 'f3'"):
+        haian.register_kernel("tanh", len, device="sim", dtypes=["f3"])
+
+
+def test_without_triton_the_host_computes_and_the_reason_is_told(clean, monkeypatch, caplog):
+    """As where Triton is not installed: its import fails."""
+    for name in [n for n in sys.modules if n == "triton" or n.startswith(("triton.", "haian.kernels.triton."))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr(dispatch, "_cache", {})
+    from haian.kernels import api
+    api.forget()
+    x = on_sim(np.array([0.0, 1.0], "f"))
+    before = dispatch.counters["exp"]
+    with caplog.at_level(logging.WARNING, "haian"):
+        np.testing.assert_allclose(ops.exp(x).numpy(), np.exp([0.0, 1.0]), rtol=1e-6)
+    assert dispatch.counters["exp"] == before + 1
+    assert [r for r in caplog.records if "Triton" in r.getMessage() and "haian[triton]" in r.getMessage()]
+    assert "refused: its kernels need Triton" in haian.explain(ops.exp, x)
+    assert "Triton" in dispatch.lacks_triton(haian.device("sim:0")) and not dispatch.lacks_triton(haian.device("cpu:0"))
+    haian.set_fallback_policy("error")
+    with pytest.raises(Unsupported, match="need Triton"):
+        ops.exp(x)
+
+
 def _without_triton(monkeypatch):
     monkeypatch.setattr(dispatch, "_triton", lambda record, device: [])
     monkeypatch.setattr(dispatch, "_cache", {})
@@ -87,6 +119,18 @@ def test_fallback_is_counted_warned_once_or_refused(clean, monkeypatch, caplog):
         ops.exp(x)
     with pytest.raises(ArgumentError, match="policy 'never'"):
         haian.set_fallback_policy("never")
+
+
+def test_a_policy_from_the_environment_is_checked():
+    code = "import haian.ops"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "HAIAN_FALLBACK": "foo"})
+    assert done.returncode == 1 and "HAIAN_FALLBACK=foo; needs one of error, warn, allow" in done.stderr.splitlines()[-1]
+
+
+def test_what_explain_does_not_know():
+    for wrong in (None, 3, "nope", len):
+        with pytest.raises(ArgumentError, match="haian ops list"):
+            haian.explain(wrong)
 
 
 def test_explain_runs_nothing():

@@ -565,3 +565,19 @@ def test_attributes_are_read_only_and_the_type_is_closed():
         Tensor()
     with pytest.raises(TypeError):
         copying.copy(t)
+
+
+def test_what_is_no_array_is_refused_by_name():
+    for value, error, words in (([[1], [1, 2]], ShapeError, "different lengths"), (np.ndarray, DTypeError, "NumPy dtype object"),
+                                (np.zeros(2, "O"), DTypeError, "NumPy dtype object")):
+        with pytest.raises(error, match=f"asarray: .*{words}"):
+            asarray(value)
+    with pytest.raises(ArgumentError, match="a type has no __dlpack_device__"):
+        from_dlpack(np.ndarray)
+
+
+@pytest.mark.parametrize("device", ["cpu:0", "sim:0"])
+@pytest.mark.parametrize("size", [2**62, 10**30])
+def test_shapes_past_the_address_space_say_so(device, size):
+    with pytest.raises(ShapeError, match="empty: .*2.63"):
+        empty([size], device=device)

@@ -139,6 +139,12 @@ static PyObject *py_from_dlpack(PyObject *m, PyObject *args) {
   if (d->ndim < 0 || d->ndim > HAIAN_MAX_RANK)
     return haian_raise_text(HAIAN_SHAPE, "from_dlpack: %d axes; haian tensors have at most %d", d->ndim,
                             HAIAN_MAX_RANK);
+  int empty = 0;
+  for (int i = 0; i < d->ndim; i++) empty |= d->shape[i] == 0;
+  if (!d->data && !empty)
+    return haian_raise_text(HAIAN_INVALID_ARGUMENT,
+                            "from_dlpack: elements at a null address; fake and meta tensors have shapes only, give one "
+                            "that has data");
   haian_py_tensor *r = haian_tensor_new();
   if (!r) return NULL;
   int64_t step = 1;

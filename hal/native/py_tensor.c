@@ -56,9 +56,11 @@ PyObject *haian_raise_text(int32_t status, const char *format, ...) {
   va_start(ap, format);
   vsnprintf(text, sizeof text, format, ap);
   va_end(ap);
-  if (!error_from_code) {
-    PyErr_SetString(PyExc_RuntimeError, text);
-    return NULL;
+  if (!error_from_code) { /* native types may be used before hal/tensor.py is imported */
+    PyObject *errors = PyImport_ImportModule("haian.hal.errors");
+    error_from_code = errors ? PyObject_GetAttrString(errors, "from_code") : NULL;
+    Py_XDECREF(errors);
+    if (!error_from_code) return NULL;
   }
   PyObject *e = PyObject_CallFunction(error_from_code, "is", (int)status, text);
   if (e) {
@@ -96,6 +98,10 @@ int haian_read_ints(PyObject *seq, int64_t *out, int max, const char *what) {
     out[i] = index ? PyLong_AsLongLong(index) : -1;
     Py_XDECREF(index);
     if (out[i] == -1 && PyErr_Occurred()) {
+      if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
+        PyErr_Clear();
+        haian_raise_text(HAIAN_SHAPE, "%s: axis %zd has a size past 2^63; give a smaller one", what, i);
+      }
       Py_DECREF(fast);
       return -1;
     }
@@ -104,7 +110,28 @@ int haian_read_ints(PyObject *seq, int64_t *out, int max, const char *what) {
   return (int)n;
 }
 
-haian_py_tensor *haian_tensor_empty(int32_t dtype, int32_t ndim, const int64_t *shape) {
+/* The error of a shape that no tensor can have, or that no memory is left for (nbytes > 0). */
+__attribute__((noinline, cold)) static haian_py_tensor *refuse_shape(PyObject *who, int32_t dtype, int32_t ndim,
+                                                                     const int64_t *shape, int64_t nbytes) {
+  PyObject *tuple = haian_shape_tuple(shape, ndim), *said = tuple ? PyObject_Repr(tuple) : NULL;
+  const char *name = who ? PyUnicode_AsUTF8(who) : "empty", *text = said ? PyUnicode_AsUTF8(said) : NULL;
+  const char *kind = haian_dtype_name(dtype);
+  if (!name || !text) goto end;
+  if (nbytes)
+    haian_raise_text(HAIAN_OUT_OF_MEMORY,
+                     "%s: %s of shape %s needs %lld bytes on cpu:0 and the system has none left; free tensors or use "
+                     "smaller ones",
+                     name, kind, text, (long long)nbytes);
+  else
+    haian_raise_text(HAIAN_SHAPE, "%s: %s of shape %s has a negative size or passes 2^63 bytes; give a shape that fits",
+                     name, kind, text);
+end:
+  Py_XDECREF(tuple);
+  Py_XDECREF(said);
+  return NULL;
+}
+
+haian_py_tensor *haian_tensor_empty(int32_t dtype, int32_t ndim, const int64_t *shape, PyObject *who) {
   haian_py_tensor *r = haian_tensor_new();
   if (!r) return NULL;
   int64_t n = 1, item = haian_itemsize(dtype);
@@ -121,17 +148,13 @@ haian_py_tensor *haian_tensor_empty(int32_t dtype, int32_t ndim, const int64_t *
   overflow |= __builtin_mul_overflow(n, item, &bytes);
   if (overflow) {
     Py_DECREF(r);
-    haian_raise_text(HAIAN_SHAPE, "empty: the shape has a negative size or its bytes pass 2^63; give a smaller one");
-    return NULL;
+    return refuse_shape(who, dtype, ndim, shape, 0);
   }
   r->block_bytes = (size_t)(numel * item);
   r->block = haian_host_alloc(r->block_bytes);
   if (!r->block) {
     Py_DECREF(r);
-    haian_raise_text(HAIAN_OUT_OF_MEMORY,
-                     "cpu:0: %lld bytes asked for, the system has none left; free tensors or use smaller ones",
-                     (long long)(numel * item));
-    return NULL;
+    return refuse_shape(who, dtype, ndim, shape, numel * item);
   }
   r->t.data = r->block;
   r->t.numel = numel;
@@ -290,8 +313,8 @@ static PyObject *py_empty(PyObject *m, PyObject *args) {
   long code;
   int64_t shape[HAIAN_MAX_RANK];
   if (!PyArg_ParseTuple(args, "Ol:empty", &shape_obj, &code) || !check_dtype(code)) return NULL;
-  int n = haian_read_ints(shape_obj, shape, HAIAN_MAX_RANK, "shape");
-  return n < 0 ? NULL : (PyObject *)haian_tensor_empty((int32_t)code, n, shape);
+  int n = haian_read_ints(shape_obj, shape, HAIAN_MAX_RANK, "empty");
+  return n < 0 ? NULL : (PyObject *)haian_tensor_empty((int32_t)code, n, shape, NULL);
 }
 
 static PyObject *py_wrap(PyObject *m, PyObject *args) {

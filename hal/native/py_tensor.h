@@ -23,8 +23,9 @@ extern PyTypeObject *haian_tensor_type;
 
 /* A tensor header with undefined fields (block and owner NULL); NULL with MemoryError. */
 haian_py_tensor *haian_tensor_new(void);
-/* A contiguous host tensor from the caching allocator; shape may alias nothing of the result. */
-haian_py_tensor *haian_tensor_empty(int32_t dtype, int32_t ndim, const int64_t *shape);
+/* A contiguous host tensor from the caching allocator; shape may alias nothing of the result.  who (NULL: "empty") asked,
+ * and stands in front of the error. */
+haian_py_tensor *haian_tensor_empty(int32_t dtype, int32_t ndim, const int64_t *shape, PyObject *who);
 /* Fills numel and tag from the other fields. */
 void haian_tensor_finish(haian_tensor *t);
 /* Raises the exception class for a status code with haian_last_error()'s text; returns NULL. */

@@ -96,6 +96,7 @@ static int bind_attr(const param *p, PyObject *v, bound *b) {
     case KIND_INTS: {
       if (b->n_ints >= 4) return 0;
       int64_t *out = b->ints[b->n_ints];
+      if (PyBool_Check(v)) return 0;
       if (PyLong_Check(v)) {
         out[0] = PyLong_AsLongLong(v);
         a->count = 1;
@@ -106,7 +107,7 @@ static int bind_attr(const param *p, PyObject *v, bound *b) {
         if (n > 2 * HAIAN_MAX_RANK) return 0;
         for (Py_ssize_t i = 0; i < n; i++) {
           PyObject *item = tuple ? PyTuple_GET_ITEM(v, i) : PyList_GET_ITEM(v, i);
-          if (!PyLong_Check(item)) return 0;
+          if (!PyLong_Check(item) || PyBool_Check(item)) return 0;
           out[i] = PyLong_AsLongLong(item);
         }
         a->count = (int32_t)n;
@@ -395,10 +396,10 @@ static PyObject *wrong_out(const op_object *op, const haian_tensor *have, int i,
   return NULL;
 }
 
-static PyObject *make_out(int32_t device, int32_t dtype, int rank, const int64_t *shape) {
-  if (device == 0) return (PyObject *)haian_tensor_empty(dtype, rank, shape);
+static PyObject *make_out(const op_object *op, int32_t device, int32_t dtype, int rank, const int64_t *shape) {
+  if (device == 0) return (PyObject *)haian_tensor_empty(dtype, rank, shape, op->name);
   PyObject *s = haian_shape_tuple(shape, rank);
-  PyObject *r = s ? PyObject_CallFunction(alloc_hook, "iiO", (int)device, (int)dtype, s) : NULL;
+  PyObject *r = s ? PyObject_CallFunction(alloc_hook, "iiOO", (int)device, (int)dtype, s, op->name) : NULL;
   Py_XDECREF(s);
   if (r && !HAIAN_TENSOR_CHECK(r)) {
     Py_DECREF(r);
@@ -496,7 +497,7 @@ static PyObject *call_holding(PyObject *self, PyObject *const *args, size_t narg
       return haian_raise_text(HAIAN_INTERNAL, "%s: infer gave no shapes", PyUnicode_AsUTF8(op->name));
     }
     for (int i = 0; i < c.n_out; i++) {
-      rank[i] = haian_read_ints(PyTuple_GET_ITEM(r, i), shape[i], HAIAN_MAX_RANK, "shape");
+      rank[i] = haian_read_ints(PyTuple_GET_ITEM(r, i), shape[i], HAIAN_MAX_RANK, PyUnicode_AsUTF8(op->name));
       if (rank[i] < 0) {
         Py_DECREF(r);
         return NULL;
@@ -545,7 +546,7 @@ static PyObject *call_holding(PyObject *self, PyObject *const *args, size_t narg
     for (int i = 0; i < c.n_out; i++) Py_INCREF(outs[i]);
   } else {
     for (int i = 0; i < c.n_out; i++) {
-      outs[i] = make_out((int32_t)device, c.out_dtype[i], rank[i], shape[i]);
+      outs[i] = make_out(op, (int32_t)device, c.out_dtype[i], rank[i], shape[i]);
       if (!outs[i]) {
         while (i--) Py_DECREF(outs[i]);
         return NULL;
@@ -759,7 +760,7 @@ static PyObject *py_stream_depth(PyObject *m, PyObject *delta) {
 }
 static PyMethodDef module_methods[] = {
     {"set_hooks", py_set_hooks, METH_VARARGS,
-     "set_hooks(alloc, dtype_type): alloc(device_index, dtype_code, shape) makes device tensors."},
+     "set_hooks(alloc, dtype_type): alloc(device_index, dtype_code, shape, operator) makes device tensors."},
     {"stream_depth", py_stream_depth, METH_O,
      "stream_depth(delta): enter (+1) or leave (-1) a host stream on this thread."},
     {0}};

@@ -20,9 +20,9 @@ _WHERE = {
     **dict.fromkeys(("device", "devices", "load_adapter"), ".hal.registry"),
     **dict.fromkeys(("Tensor", "asarray", "empty", "from_dlpack"), ".hal.tensor"),
     **dict.fromkeys(("Stream", "Event"), ".hal.stream"),
-    **dict.fromkeys(("explain", "register_kernel", "set_fallback_policy", "fallback_policy"), ".kernels.dispatch"),
+    **dict.fromkeys(("explain", "register_kernel", "set_fallback_policy", "fallback_policy", "set_num_threads"), ".kernels.dispatch"),
     **dict.fromkeys(("DType", "dtype"), ".hal.dtype"),
-    **dict.fromkeys(("num_threads", "set_num_threads"), "._native"),
+    "num_threads": "._native",
     "HaianError": ".hal.errors",
 }
 _MODULES = {"ops": ".kernels.api", "hal": ".hal", "kernels": ".kernels", "bridges": ".bridges", "conformance": ".conformance", "bench": ".bench"}
