@@ -118,8 +118,9 @@ class CDriver(Driver):
         self.name, self.vendor, self.version = (self._text(field) for field in ("name", "vendor", "version"))
         self._functions: dict[tuple[str, str], Any] = {}
         self._read_tables()
-        # One callable a host function, kept until it has run; C gets its number.
-        self._waiting: dict[int, Callable[[], None]] = {}
+        # One callable a host function with its stream, kept until it has run; C gets its number.
+        self._waiting: dict[int, tuple[int, Callable[[], None]]] = {}
+        self._failed: dict[int, InternalError] = {}  # stream -> what a host function of it raised, for its next sync or query
         self._next = 1
         self._lock = threading.Lock()
         self._call_back = ffi.callback("void(void *)", self._run_host_func)
@@ -312,23 +313,45 @@ class CDriver(Driver):
 
     def stream_destroy(self, stream: int) -> None:
         self._call("stream_destroy", *self._split(stream))
+        self._failed.pop(stream, None)
 
     def host_func(self, stream: int, fn: Callable[[], None]) -> None:
         function = self._function("host_func")
         with self._lock:
             number, self._next = self._next, self._next + 1
-            self._waiting[number] = fn
+            self._waiting[number] = stream, fn
+            if stream and "stream_sync" in self.__dict__:  # native methods otherwise: they know nothing of what Python raised
+                self.stream_sync = functools.partial(self._deliver, self.hot.stream_sync)  # type: ignore[method-assign]
+                self.stream_query = functools.partial(self._deliver, self.hot.stream_query)  # type: ignore[method-assign]
         status = function(*self._split(stream), self._call_back, self.ffi.cast("void *", number))
         if status:
             self._waiting.pop(number, None)
         self._check("host_func", status)
 
     def _run_host_func(self, number: Any) -> None:
-        fn = self._waiting.pop(int(self.ffi.cast("uintptr_t", number)))
+        stream, fn = self._waiting[key := int(self.ffi.cast("uintptr_t", number))]
         try:
             fn()
-        except Exception:
-            logging.getLogger("haian").exception("%s: a host function raised", self.name)
+        except BaseException as error:
+            if stream:
+                self._failed[stream] = InternalError(f"{self.name}: a host function raised {type(error).__name__}: {error}")
+            else:
+                logging.getLogger("haian").exception("%s: a host function of stream 0 raised", self.name)
+        finally:
+            del self._waiting[key]
+
+    def _deliver(self, method: Callable[[int], bool | None], stream: int) -> bool | None:
+        """stream_sync or stream_query while host functions are about: raises what one of this stream raised, once."""
+        answer = method(stream)
+        if answer is False:  # work is queued yet
+            return answer
+        with self._lock:
+            error = self._failed.pop(stream, None)
+            if not self._waiting and not self._failed:
+                self.stream_sync, self.stream_query = self.hot.stream_sync, self.hot.stream_query  # type: ignore[method-assign]
+        if error is not None:
+            raise error
+        return answer
 
     def event_create(self, device: int, timing: bool = True) -> int:
         out = self.ffi.new("hal_handle *")

@@ -25,6 +25,7 @@ from haian.hal.errors import (
     ArgumentError,
     EnvironmentMissing,
     HaianError,
+    InternalError,
     InvalidHandle,
     NotReady,
     OutOfMemory,
@@ -172,10 +173,18 @@ def test_streams_events_and_kernels(inline, folder):
 def test_a_host_function_that_raises_does_not_unwind_through_c(inline, caplog):
     driver = CDriver(inline)
     driver.device_count()
-    stream = driver.stream_create(0)
-    driver.host_func(stream, lambda: 1 / 0)
-    driver.stream_sync(stream)
+    native, streams = driver.stream_sync, [driver.stream_create(0) for _ in range(2)]
+    for deliver in (driver.stream_sync, driver.stream_query):
+        driver.host_func(streams[0], lambda: 1 / 0)
+        driver.stream_sync(streams[1])
+        with pytest.raises(InternalError, match="a host function raised ZeroDivisionError"):  # by its stream, once
+            getattr(driver, deliver.__name__)(streams[0])
+        assert driver.stream_query(streams[0]) is True
+    assert driver.stream_sync == native, "back to the native method when none is about"
+    driver.host_func(0, lambda: 1 / 0)
     assert "ZeroDivisionError" in caplog.text
+    for stream in streams:
+        driver.stream_destroy(stream)
 
 
 # ---- evolution: rule 2 of the header ------------------------------------------------------------------------------------
