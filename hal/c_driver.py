@@ -244,6 +244,7 @@ class CDriver(Driver):
         self._check("props", self._functions["core", "props"](device, p))
         if p.caps & _SERIAL_STREAMS and "_serialised" not in self.__dict__:
             self._serialise()
+        self.hot.inline_copies = int(bool(p.caps & _CAPS["host_access"]) and not p.caps & _BLOCKING_DEFAULT)
         if p.caps & ~_KNOWN_CAPS:
             raise InternalError(f"{self.name}: props claims unknown capability bits {p.caps & ~_KNOWN_CAPS:#x}; clear them")
 

@@ -175,7 +175,8 @@ static hal_status host_func(int32_t d, hal_handle s, void (*fn)(void *), void *u
 static hal_status event_create(int32_t d, uint32_t flags, hal_handle *out) {
   NEED(flags <= HAL_EVENT_TIMING, HAL_UNSUPPORTED, "unknown event flags");
   hal_status status = make(d, EVENT, NULL, out);
-  return status ? status : (find(d, EVENT, *out)->timing = (int)flags, HAL_OK);
+  if (!status) find(d, EVENT, *out)->timing = (int)flags;
+  return status;
 }
 static hal_status event_destroy(int32_t d, hal_handle e) { return drop(d, EVENT, e); }
 static hal_status event_record(int32_t d, hal_handle e, hal_handle s) {
