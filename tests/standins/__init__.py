@@ -5,6 +5,7 @@ What passes on them proves calling conventions, never a chip.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -19,15 +20,17 @@ if TYPE_CHECKING:
 __all__ = ["STANDINS", "build", "driver", "image", "library"]
 
 
-def driver(name: str, private: bool = False) -> Driver:
+def driver(name: str, private: bool = False, change: Callable[[type], type] | None = None, path: str = "") -> Driver:
     """A new driver of the adapter ``name`` over its stand-in: two devices of 64 MiB; "adapter-route" takes the adapter's other runtime.
 
     private: over a library of its own, so that what it breaks is broken for nobody else in this process.
+    change: makes another class of the adapter's before anything is opened (traps.py).  path: of a library built already.
     """
     module = import_module(f"haian.adapters.{name.partition('-')[0]}")
-    path = build(name)
+    cls = getattr(module, module.__all__["-" in name])
+    path = path or str(build(name))
     with TemporaryDirectory() as scratch:
-        made = getattr(module, module.__all__["-" in name])(str(shutil.copy(path, scratch) if private else path))
+        made = (change(cls) if change else cls)(str(shutil.copy(path, scratch) if private else path))
         made.device_count()  # opens it
     own = {"conformance_image": (image("conform_axpy", "conform_leave"), next(iter(made.table.formats), ""), "conform_axpy", "conform_leave")}
     assumed = {k: 64 << 20 if k == "total_bytes" else v for k, v in made.table.defaults.items()}  # where the runtime cannot say

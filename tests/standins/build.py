@@ -29,6 +29,7 @@ def _attributes(threads: int, grid: int, shared: int, units: int, *more: tuple[i
 
 _HIP = {"P": "hip", "M": "hip", "LAUNCH": "ModuleLaunchKernel", "PROPERTIES": "GetDevicePropertiesR0600", "PINNED": "HostMalloc", "PINNED_FLAGS": "7",
         "PINNED_FREE": "HostFree", "ARCH_OFFSET": "1160", "ATTRIBUTES": _attributes(56, 29, 74, 63, (87, 64))}
+# SI_DELAY_US: nothing can hold a stream of XRE, so that it must be slow for unfinished work to be seen
 # name -> (front end, definitions, file name of the vendor's library)
 STANDINS: dict[str, tuple[str, dict[str, str], str]] = {
     "cuda": ("cuda_driver.c", {}, "libcuda.so.1"),
@@ -55,7 +56,7 @@ STANDINS: dict[str, tuple[str, dict[str, str], str]] = {
              "libsdaart.so"),
     "ascend": ("ascendcl.c", {}, "libascendcl.so"),
     "cambricon": ("cnrt.c", {}, "libcnrt.so"),
-    "kunlunxin": ("xpurt.c", {}, "libxpurt.so"),
+    "kunlunxin": ("xpurt.c", {"SI_DELAY_US": "500"}, "libxpurt.so"),
     "kunlunxin-xcudart": ("runtime.c", {"P": "cuda", "MODEL": '"stand-in P800"', "NO_GRAPH": "1",
                                         "ATTRIBUTES": _attributes(1, 5, 8, 16)}, "libcudart.so"),
 }

@@ -14,7 +14,9 @@
 
 #define SI_DEVICES 2
 #define SI_BYTES (64u << 20) /* memory of a device */
+#ifndef SI_DELAY_US
 #define SI_DELAY_US 100
+#endif
 #define SI_MAX_THREADS 1024
 #define SI_MAX_GRID 65535
 #define SI_SHARED (64 << 10)
