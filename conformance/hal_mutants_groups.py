@@ -251,12 +251,16 @@ class CountsUnchecked(CpuDriver):
 class AbortIgnored(CpuDriver):
     """comm_abort does nothing"""
 
+    apart = True  # sockets are closed under a call that uses them
+
     def comm_abort(self, comm: int) -> None:
         pass
 
 
 class AbortForgotten(CpuDriver):
     """after an abort further calls are taken and dropped"""
+
+    apart = True  # sockets are closed under a call that uses them
 
     def comm_all_reduce(self, comm: int, send: int, recv: int, count: int, dtype: str, op: str, stream: int) -> None:
         try:
