@@ -30,6 +30,22 @@ def test_doctor_names_every_adapter_and_what_is_missing():
         assert word in done.stdout, word
 
 
+def test_doctor_as_data_says_where_it_looked_and_what_is_unconfirmed():
+    done = run("doctor", "--json", LD_LIBRARY_PATH="/nowhere/at/all")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    adapters = {a["name"]: a for a in found["adapters"]}
+    assert adapters["cpu"]["devices"] and adapters["cpu"]["version"] and found["host"]["python"]
+    hip = adapters["hip"]
+    if not hip["devices"]:
+        assert hip["note"] and any(place.startswith("/nowhere/at/all") for place in hip["looked"]) and hip["status"] == "loaded"
+    assert hip["query_tool"] == "rocm-smi" and "query_tool_path" in hip and hip["visible_devices"] == "HIP_VISIBLE_DEVICES"
+    assert set(hip["unconfirmed"]) == {"device"}
+    shown = run("doctor").stdout
+    assert "1 fact unconfirmed" in shown and "rocm-smi" in shown and "never ran on an AMD GPU" not in shown
+    assert "never ran on an AMD GPU" in run("doctor", "--verbose").stdout
+
+
 def test_ops_list_is_the_records():
     rows = json.loads(run("ops", "list", "--json").stdout)
     assert [r["name"] for r in rows] == list(OPS)

@@ -146,7 +146,7 @@ def _facts(facts: dict[str, Any], device: int) -> list[list[Any]]:
     if facts.get("missing"):
         rows.append(["not in the library", ", ".join(facts["missing"])])
     if facts.get("unconfirmed"):
-        rows.append(["unconfirmed", f"{len(facts['unconfirmed'])} facts: {', '.join(facts['unconfirmed'])}"])
+        rows.append(["unconfirmed", ", ".join(facts["unconfirmed"])])
     return rows
 
 

@@ -55,7 +55,8 @@ def examine() -> dict[str, Any]:
 
 
 def _count(row: dict[str, Any], field: str, what: str) -> str:
-    return f"{len(row[field])} {what}" if row.get(field) else ""
+    n = len(row.get(field, ()))
+    return f"{n} {what if n > 1 else what.replace('s ', ' ', 1)}" if n else ""
 
 
 def _tool(row: dict[str, Any]) -> str:
