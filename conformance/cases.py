@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..hal.dtype import BY_NAME, DType
-from ..hal.errors import HaianError
+from ..hal.errors import ArgumentError, HaianError
 from ..kernels.ops import OPS, draw
 from ..kernels.ops.budget import Composite, Conditioned, Index, Random, Reduction
 from ..kernels.ops.record import Bad, Op, Sample, Spec
 from . import memory
-from .levels import LEVELS, included
+from .levels import LEVELS, included, select
 
 __all__ = [
     "Case",
@@ -264,9 +264,17 @@ def cases(level: str = "core", ops: Sequence[str] = (), shard: tuple[int, int] =
     Args:
         ops: patterns of operator names (``mm*``) or case ids (``softmax/f32/*``); none: all.
         shard: (i, n), 1 <= i <= n: every n-th case.
+
+    Raises:
+        ArgumentError: no such level, or a pattern that matches none of its cases.
     """
     levels = included(level)
-    chosen = [c for c in _all().values() if c.level in levels and matching(c, ops)]
+    chosen = select(
+        (c for c in _all().values() if c.level in levels),
+        ops,
+        lambda c, p: matching(c, (p,)),
+        f"case of level {level}; `haian conformance list --level {level}` prints them",
+    )
     return chosen[shard[0] - 1 :: shard[1]]
 
 
@@ -282,10 +290,10 @@ def find(case_id: str) -> Case:
     """The case of an id.
 
     Raises:
-        KeyError: the suite has no such case.
+        ArgumentError: the suite has no such case.
     """
     if case_id not in _all():
-        raise KeyError(f"no case {case_id!r} in suite {SUITE_VERSION}; `haian conformance list` prints them")
+        raise ArgumentError(f"no case {case_id!r} in suite {SUITE_VERSION}; `haian conformance list --level full` prints them")
     return _all()[case_id]
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..hal.driver import GROUPS, Driver, offers
 from ..hal.errors import ArgumentError, EnvironmentMissing, HaianError
+from .child import refusal
 from .hal_checks.check import HAL_VERSION, Check, NotOffered, Subject, find, load_checks, of_device
-from .levels import HAL_LEVELS, hal_level
+from .levels import HAL_LEVELS, hal_level, select
 
 if TYPE_CHECKING:  # the child needs neither: they bring the operators, 0.4 s of importing
     from .allowances import Allowances
@@ -56,20 +57,19 @@ def hal_cases(level: str = "", patterns: Sequence[str] = (), shard: tuple[int, i
     """The checks of a level ("" all, else L0..L3 and those before), in the order of their numbers.
 
     Raises:
-        ValueError: no such level.
+        ArgumentError: no such level, or a pattern that matches none of its checks.
     """
     if level and level not in HAL_LEVELS:
-        raise ValueError(f"level {level!r}; the HAL suite needs one of {', '.join(HAL_LEVELS)}")
+        raise ArgumentError(f"level {level!r}; the HAL suite needs one of {', '.join(HAL_LEVELS)}")
     found = []
     for c in load_checks().values():
         case_level = hal_level(c.number, c.level)
         if level and (not case_level or HAL_LEVELS.index(case_level) > HAL_LEVELS.index(level)):
             continue
         for mode in c.modes:
-            case = HalCase(c.id(mode), c.run.__module__.rpartition(".")[2], mode, c.level, case_level, c)
-            if not patterns or any(case.matches(p) for p in patterns):
-                found.append(case)
-    return found[shard[0] - 1 :: shard[1]]
+            found.append(HalCase(c.id(mode), c.run.__module__.rpartition(".")[2], mode, c.level, case_level, c))
+    chosen = select(found, patterns, HalCase.matches, "check of the HAL suite; `haian conformance list --suite hal` prints them")
+    return chosen[shard[0] - 1 :: shard[1]]
 
 
 def hal_counts() -> dict[str, int]:
@@ -169,8 +169,8 @@ def _serve(connection: Connection, stacks: str, factory: Callable[..., Driver], 
     except EnvironmentMissing as error:
         connection.send({"facts": {"absent": str(error)}})
         return
-    except (HaianError, ImportError, OSError) as error:
-        connection.send({"error": f"{type(error).__name__}: {error}"})
+    except (HaianError, NotImplementedError, ImportError, OSError) as error:
+        connection.send(refusal(error))
         return
     cases = {c.id: c for c in hal_cases()}
     where = open(stacks, "w")
@@ -215,7 +215,7 @@ def _allowed(name: str) -> Allowances:
 
 def run_hal(factory: Callable[..., Driver] | str, arguments: tuple = (), device: int = 0, name: str = "", level: str = "",
             patterns: Sequence[str] = (), case: str = "", shard: tuple[int, int] = (1, 1), resume: bool = False,
-            report: str | os.PathLike[str] = "", seed: int = 0, timeout_s: float = TIMEOUT_S, quiet: bool = False,
+            report: str | os.PathLike[str] = "", seed: int = 0, timeout_s: float | None = None, quiet: bool = False,
             allowed: Allowances | None = None) -> Summary:
     """Run the HAL suite on a driver in a child process, and write the report.
 
@@ -227,33 +227,29 @@ def run_hal(factory: Callable[..., Driver] | str, arguments: tuple = (), device:
         level: "" everything, or L0, L1, L2, L3.
         patterns: of ids, files or numbers (HalCase.matches); case: one id.
         shard, resume, report, seed, quiet: as in ``runner.run``.
-        timeout_s: seconds a check may take, unless it says otherwise itself.
+        timeout_s: seconds a check may take, unless it says otherwise itself; None: 20.
         allowed: the vendor's rules; None: none.
 
     Returns:
         What it came to; ``present`` is False where there is no such device.
 
     Raises:
-        ArgumentError: an argument out of its range, a driver that does not load.
+        ArgumentError: an argument out of its range.  Otherwise what the driver raises while it is loaded.
     """
     from . import runner
     from .allowances import Allowances
 
     start = time.perf_counter()
-    make = _resolve(factory)
-    try:
-        chosen = hal_cases(level, patterns, shard) if not case else [c for c in hal_cases() if c.id == find(case)[0].id(find(case)[1])]
-    except ValueError as error:
-        raise ArgumentError(f"conformance: {error.args[0]}") from error
+    make, timeout_s = _resolve(factory), runner.limit(timeout_s, TIMEOUT_S)
+    chosen = hal_cases(level, patterns, shard) if not case else [c for c in hal_cases() if c.id == find(case)[0].id(find(case)[1])]
     if not chosen:
-        raise ArgumentError(f"conformance: no check matches {', '.join(patterns)}; `haian conformance list --suite hal` prints them")
-    allowed = allowed or Allowances()
+        raise ArgumentError(f"conformance: shard {shard[0]}/{shard[1]} holds no check; there are fewer than {shard[0]}")
+    allowed, folder = allowed or Allowances(), runner.folder_of(report)
     child = runner.Child(_serve, (make, arguments, device, seed))
     try:
         facts = child.facts
         said = name or f"{facts.get('driver', '?')}:{device}"
         header = _header(said, level, seed, facts, allowed, (case,) if case else patterns, shard, len(chosen))
-        folder = Path(report) if report else None
         absent = facts.get("absent", "")
         if absent:
             lines: list[dict[str, Any]] = []

@@ -6,9 +6,14 @@ large tensors too.  A record's samples say which level they first belong to.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
-__all__ = ["HAL_LEVELS", "LEVELS", "granted", "granted_hal", "hal_level", "included"]
+from ..hal.errors import ArgumentError
+
+__all__ = ["HAL_LEVELS", "LEVELS", "granted", "granted_hal", "hal_level", "included", "select"]
+
+T = TypeVar("T")
 
 LEVELS = ("core", "inference", "training", "llm", "full")
 
@@ -20,11 +25,28 @@ def included(level: str) -> tuple[str, ...]:
     """The levels that ``level`` runs.
 
     Raises:
-        ValueError: no such level.
+        ArgumentError: no such level.
     """
     if level not in LEVELS:
-        raise ValueError(f"level {level!r}; needs one of {', '.join(LEVELS)}")
+        raise ArgumentError(f"level {level!r}; needs one of {', '.join(LEVELS)}")
     return LEVELS[: LEVELS.index(level) + 1]
+
+
+def select(found: Iterable[T], patterns: Sequence[str], means: Callable[[T, str], bool], what: str) -> list[T]:
+    """What one of the patterns means, in order; everything where there are none.  ``what``: one of them, and where they are listed.
+
+    Raises:
+        ArgumentError: a pattern that means nothing, so that a typing error does not pass for a short run.
+    """
+    found = list(found)
+    if not patterns:
+        return found
+    hits = {p: {i for i, item in enumerate(found) if means(item, p)} for p in patterns}
+    idle = [p for p, hit in hits.items() if not hit]
+    if idle:
+        raise ArgumentError(f"conformance: {', '.join(map(repr, idle))} matches no {what}")
+    wanted = set().union(*hits.values())
+    return [item for i, item in enumerate(found) if i in wanted]
 
 
 def granted(lines: Iterable[Mapping[str, object]], expected: Mapping[str, int]) -> tuple[str, str]:

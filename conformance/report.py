@@ -9,15 +9,15 @@ import json
 import os
 import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..hal.errors import ArgumentError
 from ..kernels.ops import OPS
 from ..reporting.page import Cell, Facts, Note, Section, Table, Text, render
-from .cases import SUITE_VERSION, counts, digest
-from .levels import granted, granted_hal
+from .cases import SUITE_VERSION, cases, counts, digest
+from .levels import LEVELS, granted, granted_hal
 
 __all__ = ["diff", "read", "verify", "write"]
 
@@ -361,6 +361,22 @@ def _others(lines: Sequence[dict[str, Any]]) -> Table:
     )
 
 
+def _is(kind: type) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, kind)
+
+
+def _rules(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(r, dict) and {"kind", "cases", "what"} <= r.keys() for r in value)
+
+
+# What verify and diff read of each kind of line.
+_FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {
+    "header": {"suite": _is(str), "device": _is(str), "started": _is(str), "seed": _is(int), "allowances": _rules},
+    "line": {**dict.fromkeys(("id", "op", "dtype", "kind", "level", "message"), _is(str)), "result": RESULTS.__contains__},
+    "footer": {"level_granted": _is(str), "counts": _is(dict)},
+}
+
+
 # ---- reading back -----------------------------------------------------------------------------------------------------------
 def read(report: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
     """(header, lines, footer) of a report: its folder, its report.jsonl, or a file of that form.
@@ -370,65 +386,100 @@ def read(report: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[str,
     """
     path = Path(report)
     path = path / "report.jsonl" if path.is_dir() else path
+    needs = "needs the folder or the report.jsonl of a run"
     try:
         rows = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines() if text.strip()]
-    except (OSError, json.JSONDecodeError) as error:
-        raise ArgumentError(f"report {path}: {error}; needs the folder or the report.jsonl of a run") from error
-    header = next((r for r in rows if r.get("kind") == "header"), None)
-    if header is None:
-        raise ArgumentError(f"report {path}: has no header line; needs the report.jsonl of a run")
-    footer: dict[str, Any] = next((r for r in rows if r.get("kind") == "footer"), {})
-    return header, [r for r in rows if r.get("kind") not in ("header", "footer")], footer
+    except OSError as error:
+        raise ArgumentError(f"report {path}: {error.strerror}; {needs}") from error
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ArgumentError(f"report {path}: {error}; {needs}") from error
+    kinds: dict[str, list[dict[str, Any]]] = {"header": [], "line": [], "footer": []}
+    for n, row in enumerate(rows, 1):
+        kind = row.get("kind") if isinstance(row, dict) else None
+        kind = kind if kind in ("header", "footer") else "line"
+        wrong = [f for f, fits in _FIELDS[kind].items() if not isinstance(row, dict) or not fits(row.get(f))]
+        if wrong:
+            raise ArgumentError(f"report {path}: line {n} has no {wrong[0]!r} as a {kind} has; {needs}")
+        kinds[kind].append(row)
+    if not kinds["header"]:
+        raise ArgumentError(f"report {path}: has no header line; {needs}")
+    return kinds["header"][0], kinds["line"], kinds["footer"][0] if kinds["footer"] else {}
 
 
 def verify(report: str | os.PathLike[str]) -> tuple[str, bool]:
     """(text, holds): the level recomputed from the lines, against what the report claims.
 
-    A level is recomputed only by the suite that made the report: case ids and their number must be this suite's.
+    A level is recomputed only by the suite that made the report, and from its own list of cases: what a line says of its
+    case (operator, dtype, kind, level) must be what the suite says, and a line of no case counts for nothing.
     """
     header, lines, footer = read(report)
     problems = []
-    if header.get("suite") == "hal":
-        from .hal_runner import HAL_VERSION, hal_counts, hal_digest
+    if header["suite"] == "hal":
+        from .hal_runner import HAL_VERSION, hal_cases, hal_counts, hal_digest
 
         version, names, expected = HAL_VERSION, hal_digest(), hal_counts()
+        known: dict[str, dict[str, Any]] = {
+            c.id: {"op": c.op, "dtype": c.dtype, "kind": c.kind, "level": c.level, "exempt": c.check.exempt} for c in hal_cases()
+        }
     else:
         version, names, expected = SUITE_VERSION, digest(), counts()
-    if (header["suite_version"], header["cases"]) != (version, names):
+        known = {
+            c.id: {"op": c.op, "dtype": c.dtype, "kind": c.kind, "level": c.level, "preferred": c.preferred}
+            for c in cases(LEVELS[-1])
+        }
+    if (header.get("suite_version"), header.get("cases")) != (version, names):
         problems.append(
-            f"made by suite {header['suite_version']} ({header['cases']}), this is {version} ({names}); "
+            f"made by suite {header.get('suite_version')} ({header.get('cases')}), this is {version} ({names}); "
             "verify it with that version"
         )
-    repeated = [k for k, n in Counter(line["id"] for line in lines).items() if n > 1]
+    if header.get("expected") != expected:
+        problems.append(f"its header expects {header.get('expected')} cases, the suite has {expected}")
+    if footer and footer["counts"] != dict(Counter(line["result"] for line in lines)):
+        problems.append("its counts do not match its lines")
+    strange = [line["id"] for line in lines if line["id"] not in known]
+    if strange:
+        problems.append(f"{len(strange)} cases are not of this suite: {', '.join(strange[:3])}")
+    lines = [line for line in lines if line["id"] in known]
+    for line in lines:
+        # a line may leave out that it is exempt or preferred, never claim more than its case has
+        said = {k: line.get(k, "") for k in known[line["id"]]}
+        other = [k for k, v in known[line["id"]].items() if said[k] != v and not (k == "exempt" and not said[k])]
+        if other:
+            problems.append(f"{line['id']} says {other[0]} {said[other[0]]!r}, in this suite it is {known[line['id']][other[0]]!r}")
+            break
+    repeated = {k: n for k, n in Counter(line["id"] for line in lines).items() if n > 1}
     if repeated:
-        problems.append(f"case {repeated[0]} stands there {len(repeated) + 1} times or more")
+        name, times = next(iter(repeated.items()))
+        problems.append(f"{len(repeated)} cases stand there more than once: {name} {times} times")
     if not footer:
         problems.append("the run did not finish: no footer line; continue it with --resume")
     level, why = _grant(header, lines, expected)
     claimed = footer.get("level_granted", "")
     if footer and claimed != level:
         problems.append(f"claims level {claimed or 'none'}, its lines give {level or 'none'} ({why})")
-    if footer and footer.get("counts") != dict(Counter(line["result"] for line in lines)):
-        problems.append("its counts do not match its lines")
-    said = f"{header['device']}: level {level or 'none'}{f' ({why})' if why else ''}, {len(lines)} cases, seed {header['seed']}"
+    head = f"{header['device']}: level {level or 'none'}{f' ({why})' if why else ''}, {len(lines)} cases, seed {header['seed']}"
     changed = [f"  {r['kind']}: {r['cases']}: {r['what']}" for r in header["allowances"]]
-    return "\n".join([said, *changed, *(f"does not hold: {p}" for p in problems)]), not problems
+    return "\n".join([head, *changed, *(f"does not hold: {p}" for p in problems)]), not problems
 
 
 def diff(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> tuple[str, bool]:
-    """(text, worse): results that changed, those that got worse first; what the vendor changed too."""
+    """(text, worse): results that changed, those that got worse first; what the vendor changed too.
+
+    A case that passed and is no longer there counts as worse: a shorter run proves less.
+    """
     (a, before, _), (b, after, _) = read(old), read(new)
     was, now = {x["id"]: x for x in before}, {x["id"]: x for x in after}
     changed = [(k, was[k], now[k]) for k in was.keys() & now.keys() if was[k]["result"] != now[k]["result"]]
     worse = sorted(k for k, x, y in changed if _BETTER[y["result"]] < _BETTER[x["result"]])
     better = sorted(k for k, x, y in changed if _BETTER[y["result"]] > _BETTER[x["result"]])
     gone, added = sorted(was.keys() - now.keys()), sorted(now.keys() - was.keys())
+    lost = [k for k in gone if was[k]["result"] == "pass"]
     rules = {(r["kind"], r["cases"], r["what"]) for r in b["allowances"]} - {
         (r["kind"], r["cases"], r["what"]) for r in a["allowances"]
     }
     text = [
         f"{a['device']} ({a['started']}) -> {b['device']} ({b['started']}): {len(worse)} worse, {len(better)} better, "
-        f"{len(added)} new, {len(gone)} gone"
+        f"{len(added)} new, {len(gone)} gone" + (f", {len(lost)} of them passed before" if lost else "")
     ]
     text += [f"worse   {k}: {was[k]['result']} -> {now[k]['result']}: {now[k]['message']}" for k in worse]
     text += [f"declared {kind}: {cases}: {what}" for kind, cases, what in sorted(rules)]
@@ -438,4 +489,4 @@ def diff(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> tuple[str,
     text += [f"better  {k}: {was[k]['result']} -> {now[k]['result']}" for k in better]
     bad_new = [k for k in added if now[k]["result"] in BAD]
     text += [f"new     {k}: {now[k]['result']}: {now[k]['message']}" for k in bad_new]
-    return "\n".join(text), bool(worse or bad_new or rules)
+    return "\n".join(text), bool(worse or lost or bad_new or rules)

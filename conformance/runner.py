@@ -1,20 +1,16 @@
-"""Runs cases on a device in a warm child process, and writes one line a case as it goes.
+"""Runs cases on a device in a warm child process (child.py), and writes one line a case as it goes.
 
-A crash or a hang is a result: the child is replaced and the run goes on.  Not here: how a case is judged (checks.py), what
-the report looks like (report.py).
+Not here: how a case is judged (checks.py), what the report looks like (report.py).
 """
 
 from __future__ import annotations
 
 import faulthandler
+import importlib.util
 import json
-import multiprocessing
 import os
 import platform
-import re
-import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,23 +19,24 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..hal.errors import ArgumentError, HaianError
+from ..hal.errors import ArgumentError, EnvironmentMissing, HaianError
 from . import allowances
 from .allowances import Allowances
 from .cases import SUITE_VERSION, Case, cases, counts, digest, find
 from .checks import run_case
+from .child import Child, refusal
 from .levels import granted, granted_hal
 from .target import DeviceTarget, Target
 
 if TYPE_CHECKING:
-    from .hal_runner import HalCase
+    pass
 
-__all__ = ["BAD", "RESULTS", "Child", "Summary", "done", "lines_of", "parse_shard", "patterns", "record", "run", "run_in_process", "summarise"]
+__all__ = ["BAD", "RESULTS", "Child", "Summary", "done", "folder_of", "limit", "lines_of", "parse_shard", "patterns", "record", "run", "run_in_process", "summarise"]
 
 RESULTS = ("pass", "fail", "crash", "timeout", "not-offered", "xfail", "xpass")
 BAD = ("fail", "crash", "timeout", "xpass")
 TIMEOUT_S = 60.0  # a case's, unless the caller says otherwise
-START_S = 120.0  # a child may import, find devices and compile its first kernel in this time
+LONGEST_S = 1e6  # poll() counts milliseconds in 32 bits
 
 
 @dataclass
@@ -88,6 +85,36 @@ def parse_shard(text: str) -> tuple[int, int]:
     return i, n
 
 
+def limit(timeout_s: float | None, usual: float) -> float:
+    """The time limit of a case in seconds; ``usual`` where none is given.
+
+    Raises:
+        ArgumentError: not above 0, or too long to wait for.
+    """
+    if timeout_s is None:
+        return usual
+    if not 0 < timeout_s <= LONGEST_S:
+        raise ArgumentError(f"conformance: timeout_s {timeout_s:g}; needs seconds above 0 and up to {LONGEST_S:g}")
+    return timeout_s
+
+
+def folder_of(report: str | os.PathLike[str]) -> Path | None:
+    """The folder a report goes to, made and tried before anything runs; None where none is wanted.
+
+    Raises:
+        ArgumentError: it cannot be written to.  EnvironmentMissing: what makes the page is not installed.
+    """
+    from ..reporting.page import lacking, unwritable
+
+    if not os.fspath(report):
+        return None
+    if why := lacking():
+        raise EnvironmentMissing(f"conformance: {why}; install haian[conformance]")
+    if why := unwritable(report):
+        raise ArgumentError(f"conformance: {why}")
+    return Path(report)
+
+
 # ---- the child ------------------------------------------------------------------------------------------------------------
 def _serve(
     connection: Connection, stacks: str, make: Callable[..., Target], arguments: tuple, seed: int, allowed: Allowances
@@ -98,8 +125,8 @@ def _serve(
         target.capabilities = allowed.capabilities(target.capabilities)
         counts()  # builds the table of cases, so that no case's time has it
         connection.send({"facts": asdict(target.capabilities)})
-    except (HaianError, ImportError, OSError) as error:
-        connection.send({"error": f"{type(error).__name__}: {error}"})
+    except (HaianError, NotImplementedError, ImportError, OSError) as error:
+        connection.send(refusal(error))
         return
     where = open(stacks, "w")
     while True:
@@ -111,74 +138,6 @@ def _serve(
         line = run_case(find(case_id), target, seed, factor).line()
         faulthandler.cancel_dump_traceback_later()
         connection.send(line)
-
-
-class Child:
-    """One warm process that runs cases.
-
-    ``serve(connection, stacks, *arguments)`` runs in it: it sends {"facts": ...} or {"error": ...}, then answers every
-    (id, factor, seconds) it receives with a line; ``stacks`` is the file that faulthandler writes to.
-    """
-
-    def __init__(self, serve: Callable[..., None], arguments: tuple) -> None:
-        self._serve, self._arguments = serve, arguments
-        self._folder = tempfile.TemporaryDirectory(prefix="haian-")
-        self._stacks = os.path.join(self._folder.name, "stacks")
-        self.facts: dict[str, Any] = {}
-        self._dead = ""  # why there is no process any more
-        self._start()
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would inherit driver state that drivers do not survive
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=self._serve, args=(theirs, self._stacks, *self._arguments), daemon=True)
-        self._process.start()
-        theirs.close()
-        answer = self._answer(START_S)
-        if "facts" not in answer:
-            self.close()
-            raise ArgumentError(f"conformance: {answer.get('error') or answer['message']}")
-        self.facts = answer["facts"]
-
-    def _answer(self, timeout_s: float) -> dict[str, Any]:
-        if not self._pipe.poll(timeout_s):
-            return {"result": "timeout", "message": f"no answer within {timeout_s:g} s"}
-        try:
-            return self._pipe.recv()
-        except (EOFError, ConnectionResetError):
-            self._process.join(5)
-            code = self._process.exitcode or 0
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            return {"result": "crash", "message": f"the process died: {how}"}
-
-    def run(self, case: Case | HalCase, factor: float, timeout_s: float) -> dict[str, Any]:
-        if self._dead:
-            return {"result": "crash", "message": f"not run: {self._dead}"}
-        self._pipe.send((case.id, factor, timeout_s))
-        line = self._answer(timeout_s)
-        if line["result"] == "timeout":
-            line["message"] += self._hanging()
-        if line["result"] in ("crash", "timeout"):
-            self.close()
-            try:
-                self._start()
-                self._dead = self.facts.get("absent", "")
-            except ArgumentError as error:  # the device did not survive; the other cases must be in the report too
-                self._dead = f"after {case.id} no new process could be started: {error}"
-        return line
-
-    def _hanging(self) -> str:
-        """Where the main thread of a hung child is: the innermost lines faulthandler wrote shortly before the limit."""
-        text = Path(self._stacks).read_text(encoding="utf-8", errors="replace") if os.path.exists(self._stacks) else ""
-        main = re.split(r"\n(?=Thread |Current thread )", text.strip())[-1]  # the main thread comes last
-        frames = re.findall(r'File "[^"]*?([^/"]+)", line (\d+) in (\S+)', main)[:4]
-        return "; in " + " < ".join(f"{name}:{line} {function}" for name, line, function in frames) if frames else ""
-
-    def close(self) -> None:
-        self._pipe.close()
-        if self._process.is_alive():
-            self._process.kill()
-        self._process.join(5)
 
 
 # ---- the parent -----------------------------------------------------------------------------------------------------------
@@ -269,6 +228,8 @@ def done(path: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue  # the line that was being written when the run was cut off
+        if not isinstance(line, dict):
+            continue
         if line.get("kind") == "header":
             other = [k for k in ("suite_version", "cases", "device", "seed") if line.get(k) != header[k]]
             if other:
@@ -276,14 +237,23 @@ def done(path: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
                     f"resume: {path.name} is of another run ({other[0]} {line.get(other[0])!r}, now "
                     f"{header[other[0]]!r}); choose another report folder"
                 )
-        elif "id" in line:
+        elif {"id", "op", "dtype", "kind", "level", "result", "message", "worst", "ns", "fallbacks"} <= line.keys():
             found[line["id"]] = line
     return found
 
 
 def patterns(text: str | Sequence[str]) -> tuple[str, ...]:
-    """``"softmax,mm*"`` -> (``softmax``, ``mm*``)."""
-    return tuple(filter(None, (p.strip() for p in text.split(",")))) if isinstance(text, str) else tuple(text)
+    """``"softmax,mm*"`` -> (``softmax``, ``mm*``).
+
+    Raises:
+        ArgumentError: commas without a name.
+    """
+    if not isinstance(text, str):
+        return tuple(text)
+    found = tuple(filter(None, (p.strip() for p in text.split(","))))
+    if text and not found:
+        raise ArgumentError(f"conformance: {text!r} names nothing; needs names or patterns, comma separated, such as 'softmax,mm*'")
+    return found
 
 
 def run(
@@ -296,7 +266,7 @@ def run(
     report: str | os.PathLike[str] = "",
     suite: str = "ops",
     seed: int = 0,
-    timeout_s: float = 0.0,
+    timeout_s: float | None = None,
     quiet: bool = False,
     make: Callable[..., Target] = DeviceTarget,
     arguments: tuple | None = None,
@@ -314,36 +284,38 @@ def run(
         report: folder for report.jsonl, report.xml and index.html; "": nothing is written.
         suite: ``ops`` (the operators) or ``hal`` (the driver).
         seed: of all inputs.
-        timeout_s: seconds a case may take; 0: 60 for operators, 20 for checks of a driver.
+        timeout_s: seconds a case may take; None: 60 for operators, 20 for checks of a driver.
         make, arguments: a Target other than the device (``make`` must be importable by name); for implementations.
 
     Raises:
-        ArgumentError: an argument out of its range, no such device.
+        ArgumentError: an argument out of its range or that means nothing, no such device, a folder that cannot be written to.
+        EnvironmentMissing: what the references, the page or the device's kernels need is not installed.
+        Otherwise what the device's driver raises when it is asked for its properties.
     """
+    if case and (ops or shard):
+        raise ArgumentError(f"conformance: case {case!r} together with {'ops' if ops else 'shard'}; one case is no selection, leave one out")
     pair, wanted = parse_shard(shard) if shard else (1, 1), patterns(ops)
     if suite == "hal":
         from . import hal_runner
 
         return hal_runner.run_device(device, level="" if level == "core" else level, patterns=wanted, case=case, shard=pair, resume=resume,
-                                     report=report, seed=seed, timeout_s=timeout_s or hal_runner.TIMEOUT_S, quiet=quiet)
+                                     report=report, seed=seed, timeout_s=timeout_s, quiet=quiet)
     if suite != "ops":
         raise ArgumentError(f"conformance: suite {suite!r}; there are 'ops' and 'hal'")
     start = time.perf_counter()
-    timeout_s = timeout_s or TIMEOUT_S
-    try:
-        chosen = [find(case)] if case else cases(level, wanted, pair)
-    except (ValueError, KeyError) as error:
-        raise ArgumentError(f"conformance: {error.args[0]}") from error
+    seconds = limit(timeout_s, TIMEOUT_S)
+    chosen = [find(case)] if case else cases(level, wanted, pair)
     if not chosen:
-        raise ArgumentError(f"conformance: no case matches {', '.join(wanted)}; `haian conformance list` prints them")
-    allowed = allowances.load(device)
+        raise ArgumentError(f"conformance: shard {shard} holds no case; there are fewer than {pair[0]}")
+    if importlib.util.find_spec("scipy") is None:
+        raise EnvironmentMissing("conformance: the references need scipy, which is not installed; install haian[conformance]")
+    allowed, folder = allowances.load(device), folder_of(report)
     child = Child(_serve, (make, (device,) if arguments is None else arguments, seed, allowed))
     try:
         header = _header(device, level, seed, child.facts, allowed, (case,) if case else wanted, pair, len(chosen))
-        folder = Path(report) if report else None
         earlier = done(folder / "report.jsonl", header) if folder and resume else {}
         fresh = lines_of(
-            [c for c in chosen if c.id not in earlier], lambda c, factor: child.run(c, factor, timeout_s), allowed
+            [c for c in chosen if c.id not in earlier], lambda c, factor: child.run(c, factor, seconds), allowed
         )
         kept = [earlier[c.id] for c in chosen if c.id in earlier]
         lines = kept + record(fresh, folder, header, kept, len(chosen), quiet, device)

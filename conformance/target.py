@@ -16,7 +16,7 @@ import numpy as np
 from ..hal.driver import Capabilities
 from ..hal.dtype import DType
 from ..hal.dtype import dtype as to_dtype
-from ..hal.errors import AliasError, DTypeError, ShapeError, Unsupported
+from ..hal.errors import AliasError, DTypeError, EnvironmentMissing, ShapeError, Unsupported
 from ..kernels.ops.record import OPS, Op
 from .compare import result_specs
 from .memory import Placed
@@ -211,6 +211,8 @@ class DeviceTarget(Target):
         self.name = device if ":" in device else f"{device}:0"
         self.host = self.device.is_host
         self.capabilities = self.device.capabilities
+        if why := dispatch.lacks_triton(self.device):  # hundreds of cases on the host would say nothing about the chip
+            raise EnvironmentMissing(f"{self.name}: {why}")
         haian.set_fallback_policy("allow")  # counted and reported case by case below, so the warnings say nothing new
 
     def offers(self, op: Op, dt: DType) -> str:

@@ -6,11 +6,14 @@ No file beside it, no network, readable without JavaScript (English then).  Not 
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Cell", "Facts", "Figure", "Note", "Section", "Table", "Text", "render"]
+__all__ = ["Cell", "Facts", "Figure", "Note", "Section", "Table", "Text", "lacking", "render", "unwritable"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,21 @@ _TEMPLATE = """{% macro say(t) %}{% if t.zh is defined and t.zh %}<span class="e
 {% endfor %}{% if s.folded %}</details>{% else %}</section>{% endif %}
 {% endfor %}<script>{{ js | safe }}</script></body></html>
 """
+
+
+def lacking() -> str:
+    """What must be installed before a page can be made; "" where nothing is missing."""
+    return "" if importlib.util.find_spec("jinja2") else "a report's page needs jinja2, which is not installed"
+
+
+def unwritable(folder: str | os.PathLike[str]) -> str:
+    """Why a report cannot go to a folder, which is made where it is not there; "" where it can."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return f"{os.fspath(folder)} cannot hold a report ({error.strerror}); name a folder that you may write to"
+    return ""
 
 
 def render(title: Any, sections: Iterable[Section], subtitle: Any = "") -> str:

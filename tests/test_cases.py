@@ -9,6 +9,7 @@ from haian.conformance import checks, memory, witness
 from haian.conformance.cases import cases, count_cases, counts, digest, find, matching
 from haian.conformance.levels import LEVELS, granted, included
 from haian.hal.dtype import BY_NAME
+from haian.hal.errors import ArgumentError
 from haian.kernels.ops import OPS
 from haian.kernels.ops.budget import Reduction
 from haian.kernels.ops.record import FLOATS
@@ -21,7 +22,7 @@ def test_ids_are_unique_and_find_their_case():
     assert len(ids) == len(set(ids)) == sum(counts().values())
     for c in CORE[::97]:
         assert find(c.id) is c or find(c.id) == c
-    with pytest.raises(KeyError, match="no case"):
+    with pytest.raises(ArgumentError, match="no case"):
         find("softmax/f32/nowhere")
 
 

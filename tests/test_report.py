@@ -4,7 +4,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,9 +15,9 @@ from haian.conformance import allowances, report, witness
 from haian.conformance.allowances import Allowances, Rule
 from haian.conformance.cases import cases, counts
 from haian.conformance.runner import run
-from haian.hal.errors import ArgumentError
+from haian.hal.errors import ArgumentError, EnvironmentMissing
 from haian.reporting import svg
-from haian.reporting.page import Cell, Facts, Figure, Note, Section, Table, Text, render
+from haian.reporting.page import Cell, Facts, Figure, Note, Section, Table, Text, lacking, render, unwritable
 
 
 def with_a_failure():
@@ -115,14 +117,30 @@ def test_verify_recomputes_the_level(folder, tmp_path):
         text, holds = report.verify(forged(tmp_path, header, wrong_lines, wrong_footer))
         assert not holds and "does not hold" in text
     assert not report.verify(forged(tmp_path, {**header, "cases": "0" * 16}, lines, footer))[1]
+    # ids the suite does not have, cases under another level or without a weight, a header that expects less
+    known = {c.id: c for c in cases("full")}
+    at = next(i for i, x in enumerate(lines) if x["preferred"])
+    for change in ({"id": "made/up/case"}, {"level": "full"}, {"preferred": False, "result": "not-offered"}, {"op": "exp"}, {"kind": "probe"}):
+        assert lines[at]["id"] in known
+        wrong_lines = [*lines[:at], {**lines[at], **change}, *lines[at + 1:]]
+        counted = {**footer, "counts": dict(Counter(x["result"] for x in wrong_lines))}
+        assert not report.verify(forged(tmp_path, header, wrong_lines, counted))[1], change
+    for wrong_header in ({k: v for k, v in header.items() if k != "expected"}, {**header, "expected": {"core": 1}},
+                         {k: v for k, v in header.items() if k != "cases"}):
+        assert not report.verify(forged(tmp_path, wrong_header, lines, footer))[1]
     assert sum(counts().values()) > len(lines)
 
 
-def test_files_that_are_no_report(tmp_path):
-    for text in ("", "nonsense", json.dumps({"id": "softmax/f32/prime"})):
-        (tmp_path / "report.jsonl").write_text(text)
-        with pytest.raises(ArgumentError):
-            report.verify(tmp_path)
+def test_files_that_are_no_report(folder, tmp_path):
+    header, lines, footer = report.read(folder)
+    broken = [[header, [1, 2]], [[1, 2], header], [header, 3], [header, {k: v for k, v in lines[0].items() if k != "result"}],
+              [header, {**lines[0], "result": "fine"}], [header, {**lines[0], "id": 3}], [{**header, "allowances": [1]}], [header, {"kind": "footer"}]]
+    for text in ("", "nonsense", "\xff", json.dumps({"id": "softmax/f32/prime"}), *("\n".join(map(json.dumps, rows)) for rows in broken)):
+        (tmp_path / "report.jsonl").write_text(text, encoding="latin-1")
+        for read in (report.verify, lambda path: report.diff(folder, path)):
+            with pytest.raises(ArgumentError, match="needs the folder or the report.jsonl") as info:
+                read(tmp_path)
+            assert "\n" not in str(info.value)
     with pytest.raises(ArgumentError):
         report.read(tmp_path / "nowhere")
 
@@ -139,12 +157,33 @@ def test_diff_says_what_got_worse(folder, tmp_path):
     assert not worse and "better  softmax/f32/prime: fail -> pass" in text
     rule = {"kind": "tolerance", "cases": "softmax/*", "what": "x; budgets times 9"}
     assert report.diff(path, forged_in(tmp_path / "b", {**header, "allowances": [rule]}, good, footer))[1]
-    assert "1 gone" in report.diff(path, forged_in(tmp_path / "c", header, good[1:], footer))[0]
+    text, worse = report.diff(path, forged_in(tmp_path / "c", header, good[2:], footer))
+    assert worse and "2 gone, 2 of them passed before" in text
+    failed = [{**x, "result": "fail"} for x in good]
+    assert report.diff(forged_in(tmp_path / "d", header, failed, footer), forged_in(tmp_path / "e", header, failed[1:], footer))[1] is False
 
 
 def forged_in(folder, *rows):
     folder.mkdir()
     return forged(folder, *rows)
+
+
+# ---- before a run ----------------------------------------------------------------------------------------------------------------
+def test_a_report_that_cannot_be_written_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    def must_not_run(*args, **kwargs):
+        raise AssertionError("a case ran")
+
+    (tmp_path / "file").write_text("")
+    for wrong in (tmp_path / "file", tmp_path / "file" / "inside", "/proc/nope"):
+        assert "name a folder that you may write to" in unwritable(wrong)
+        with pytest.raises(ArgumentError, match="cannot hold a report"):
+            run(ops="softmax", make=must_not_run, arguments=(), quiet=True, report=wrong)
+    assert not unwritable(tmp_path / "new" / "one") and (tmp_path / "new" / "one").is_dir() and not list((tmp_path / "new" / "one").iterdir())
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert "jinja2" in lacking()
+    with pytest.raises(EnvironmentMissing, match=r"jinja2.*haian\[conformance\]"):
+        run(ops="softmax", make=must_not_run, arguments=(), quiet=True, report=tmp_path / "never")
+    assert not (tmp_path / "never").exists()
 
 
 # ---- reporting ------------------------------------------------------------------------------------------------------------------

@@ -5,16 +5,17 @@ import datetime
 import json
 import os
 import signal
+import sys
 import time
 
 import numpy as np
 import pytest
-from haian.conformance import allowances, runner, witness
+from haian.conformance import allowances, list_cases, runner, witness
 from haian.conformance.allowances import Allowances, Rule
 from haian.conformance.cases import cases, find
 from haian.conformance.runner import parse_shard, patterns, run
 from haian.conformance.target import DeviceTarget, FunctionTarget
-from haian.hal.errors import ArgumentError
+from haian.hal.errors import ArgumentError, EnvironmentMissing, InternalError, Unsupported
 
 
 # ---- targets a child process makes by name ----------------------------------------------------------------------------------
@@ -90,10 +91,51 @@ def test_shard_one_case_and_refusals():
     for wrong in ("0/3", "4/3", "3", "a/b"):
         with pytest.raises(ArgumentError, match="i/n"):
             parse_shard(wrong)
-    for call in (lambda: local("softmaz"), lambda: local("", case="no/such/case"), lambda: local("softmax", level="gold"),
-                 lambda: local("softmax", suite="everything")):
-        with pytest.raises(ArgumentError):
+    for call, words in ((lambda: local("softmaz"), "'softmaz' matches no case"), (lambda: local("add,softmaz,soft?"), "'softmaz', 'soft\\?' matches no case"),
+                        (lambda: local("", case="no/such/case"), "no case"), (lambda: local("softmax", level="gold"), "level"),
+                        (lambda: local("softmax", suite="everything"), "suite"), (lambda: local(","), "names nothing"),
+                        (lambda: local("add", case="sign/f32/prime"), "together with ops"), (lambda: local("tril", shard="900/900"), "holds no case"),
+                        (lambda: local("", case="sign/f32/prime", shard="1/2"), "together with shard"),
+                        (lambda: list_cases(ops="nosuch"), "'nosuch' matches no case"), (lambda: list_cases("foo"), "level 'foo'"),
+                        (lambda: list_cases(ops="99", suite="hal"), "'99' matches no check"), (lambda: list_cases("L9", suite="hal"), "level 'L9'")):
+        with pytest.raises(ArgumentError, match=words):
             call()
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 1e9])
+@pytest.mark.parametrize("suite", ["ops", "hal"])
+def test_time_limits_are_checked(seconds, suite):
+    with pytest.raises(ArgumentError, match="timeout_s"):
+        run(suite=suite, timeout_s=seconds, quiet=True)
+
+
+def no_target():
+    raise Unsupported("props: not there")
+
+
+def not_implemented():
+    raise NotImplementedError("props")
+
+
+def not_installed():
+    import nowhere_to_be_found  # noqa: F401
+
+
+def dies():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("make", "error", "words"), [(no_target, Unsupported, "props: not there"), (not_implemented, Unsupported, "NotImplementedError: props"),
+                                                     (not_installed, EnvironmentMissing, "nowhere_to_be_found"), (dies, InternalError, "SIGKILL")])
+def test_what_keeps_a_target_from_being_made_keeps_its_class(make, error, words):
+    with pytest.raises(error, match=f"conformance: .*{words}"):
+        local("tril", make)
+
+
+def test_references_need_scipy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(EnvironmentMissing, match=r"scipy.*haian\[conformance\]"):
+        local("tril")
 
 
 def test_a_fallback_is_never_a_pass():
