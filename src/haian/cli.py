@@ -125,7 +125,7 @@ def conformance_run(device: str = typer.Option("cpu:0", help="Device under test,
                     resume: bool = typer.Option(False, help="Keep the results already in the report."),
                     report: str = typer.Option("", help="Folder for report.jsonl, report.xml and index.html."),
                     seed: int = typer.Option(0, help="Seed of the inputs."),
-                    timeout_s: float = typer.Option(0.0, help="Time limit of one case in seconds; 0: 60 for operators, 20 for checks.")) -> None:
+                    timeout_s: float | None = typer.Option(None, help="Time limit of one case in seconds; not given: 60 for operators, 20 for checks.")) -> None:
     """Run the suite on a device; exit code 1 when a case fails, 3 when there is no such device."""
     from .conformance import run
     summary = run(device, level=level, suite=suite, ops=ops, case=case, shard=shard, resume=resume, report=report, seed=seed, timeout_s=timeout_s)
