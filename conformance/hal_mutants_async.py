@@ -80,6 +80,8 @@ class FillsOvertake(SimDriver):
 class CopiesWaitInside(SimDriver):
     """a copy on a stream waits for it before it returns"""
 
+    apart = True  # the copy ends after its check and its memory
+
     def copy(self, device: int, desc: Copy, stream: int = 0) -> None:
         super().copy(device, desc, stream)
         if stream and desc.kind == DEVICE_TO_HOST:
@@ -165,6 +167,8 @@ class SaysBlocking(SimDriver):
 
 class BlocksUnsaid(SimDriver):
     """stream 0 waits for all others, though it is declared independent"""
+
+    apart = True  # the copy ends after its check and its memory
 
     def copy(self, device: int, desc: Copy, stream: int = 0) -> None:
         if not stream:
