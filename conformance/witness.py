@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..hal.dtype import dtype as to_dtype
+from ..hal.errors import Unsupported
 from ..kernels.ops import OPS
 from ..kernels.ops.record import Op
 from .compare import reference, result_specs
@@ -133,6 +134,26 @@ def torch_target() -> FunctionTarget:
     def number(value, x):
         return value if x.is_floating_point() else int(value)
 
+    def wide(*tensors):
+        """16-bit tensors as float32, what the standard computes in; packed: some kernels read strides wrongly."""
+        if tensors[0] is not None and not tensors[0].numel():
+            raise Unsupported("torch divides by zero where a channel has no elements")
+        return [
+            None if t is None else (t.to(torch.float32) if t.dtype in (torch.float16, torch.bfloat16) else t).contiguous()
+            for t in tensors
+        ]
+
+    def wide_weights(*tensors):
+        return wide(None, *tensors)[1:]
+
+    def like(x, y):
+        return y.to(x.dtype)
+
+    def batch(x, *rest):
+        """Running statistics that are not kept stand in as any."""
+        x, w, b, m, v = wide(x, *rest)
+        return x, w, b, *(torch.ones(x.shape[1], dtype=x.dtype) if t is None else t for t in (m, v))
+
     r = {"none": 0, "mean": 1, "sum": 2}
     table: dict[str, Callable] = {
         "add": lambda x, y, *, alpha: torch.add(x, y, alpha=number(alpha, x) if x.dtype != torch.bool else bool(alpha)),
@@ -217,6 +238,30 @@ def torch_target() -> FunctionTarget:
         "fused_rms_norm": rms_statistics,
         "native_layer_norm": native_layer_norm,
         "native_layer_norm_backward": layer_norm_backward,
+        "group_norm": lambda x, w, b, *, num_groups, eps: like(
+            x, torch.group_norm(wide(x)[0], num_groups, *wide_weights(w, b), eps)
+        ),
+        "instance_norm": lambda x, w, b, *, eps: like(
+            x, torch.group_norm(wide(x)[0], x.shape[1], *wide_weights(w, b), eps)
+        ),
+        "native_group_norm": lambda x, w, b, *, N, C, HxW, group, eps: aten.native_group_norm(
+            *wide(x, w, b), N, C, HxW, group, eps
+        ),
+        "native_group_norm_backward": lambda dy, x, m, r, w, *, N, C, HxW, group: aten.native_group_norm_backward(
+            *wide(dy, x, m, r, torch.ones(C, dtype=x.dtype) if w is None else w), N, C, HxW, group, [True] * 3
+        ),
+        "batch_norm": lambda x, w, b, m, v, *, training, momentum, eps: like(
+            x, aten._native_batch_norm_legit_functional(*batch(x, w, b, m, v), training, momentum, eps)[0]
+        ),
+        "native_batch_norm_no_training": lambda x, w, b, m, v, *, momentum, eps: aten._native_batch_norm_legit_no_training(
+            *wide(x, w, b, m, v), momentum, eps
+        ),
+        "native_batch_norm_no_stats": lambda x, w, b, *, momentum, eps: aten._native_batch_norm_legit.no_stats(
+            *wide(x, w, b), True, momentum, eps
+        ),
+        "native_batch_norm_backward": lambda dy, x, w, m, v, sm, sv, *, train, eps: aten.native_batch_norm_backward(
+            *wide(dy, x, w, m, v, sm, sv), train, eps, [True] * 3
+        ),
         "matmul": torch.matmul,
         "mm": torch.mm,
         "bmm": torch.bmm,
