@@ -5,10 +5,12 @@ Stand-in results: they prove calling conventions, never a chip.
 from __future__ import annotations
 
 import collections
+import ctypes
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +29,7 @@ from haian.hal.errors import ArgumentError, NotReady, OutOfMemory, Unsupported
 from standins.traps import INVISIBLE, TRAPS
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="stand-ins are compiled: no C compiler here")
-CHILDREN = 3  # most of a check is waiting
+CHILDREN = 4  # most of a check is waiting
 NOT_VENDORS = ("cpu", "sim")
 
 
@@ -122,6 +124,73 @@ def test_each_thread_has_its_own_device(vendor):
         w.join(30)
     assert seen == {0: True, 1: True}
     assert not before or before == [driver.mem_info(d)[0] for d in (0, 1)]
+
+
+# ---- what the stand-ins of the three answer, in their vendors' numbers ---------------------------------------------------------
+def raw(vendor: str) -> ctypes.CDLL:
+    """A stand-in nobody else uses, called without the engine."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return ctypes.CDLL(shutil.copy(standins.build(vendor), scratch))
+
+
+def pointer(function: Any, *arguments: Any) -> tuple[int, ctypes.c_void_p]:
+    """(code, what was written) of a call whose first argument is a pointer to a pointer."""
+    out = ctypes.c_void_p()
+    return function(ctypes.byref(out), *arguments), out
+
+
+def test_ascendcl_codes():
+    lib, size = raw("ascend"), ctypes.c_size_t
+    count, status = ctypes.c_uint32(), ctypes.c_int(-1)
+    assert lib.aclrtGetDeviceCount(ctypes.byref(count)) == 100001 and [lib.aclInit(None), lib.aclInit(None)] == [0, 100002]
+    assert lib.aclrtGetDeviceCount(ctypes.byref(count)) == 0 and count.value == 2
+    assert pointer(lib.aclrtMalloc, size(64), 0)[0] == 107002 and lib.aclrtSetDevice(2) == 107001 and lib.aclrtSetDevice(1) == 0
+    code, a = pointer(lib.aclrtMalloc, size(64), 0)
+    host = (ctypes.c_char * 64)()
+    assert code == 0 and pointer(lib.aclrtMalloc, size(65 << 20), 0)[0] == 207001
+    assert lib.aclrtMemcpy(a, size(63), host, size(64), 1) == 107000 and lib.aclrtMemcpy(a, size(64), host, size(64), 1) == 0
+    assert lib.aclrtMemcpy(a, size(64), host, size(64), 5) == 107000 and lib.aclrtMemset(a, size(63), 7, size(64)) == 107000
+    assert lib.aclrtFree(a) == 0 and lib.aclrtFree(a) == 107000
+    code, stream = pointer(lib.aclrtCreateStream)
+    assert lib.aclrtStreamQuery(stream, ctypes.byref(status)) == 0 and status.value == 0
+    (_, plain), (_, timed) = pointer(lib.aclrtCreateEventExWithFlag, 1), pointer(lib.aclrtCreateEventExWithFlag, 8)
+    for event in (plain, timed):
+        assert lib.aclrtRecordEvent(event, stream) == lib.aclrtSynchronizeEvent(event) == 0
+        assert lib.aclrtQueryEventStatus(event, ctypes.byref(status)) == 0 and status.value == 1
+        assert lib.aclrtQueryEventWaitStatus(event, ctypes.byref(status)) == 0 and status.value == 0
+    ms = ctypes.c_float()
+    assert lib.aclrtEventElapsedTime(ctypes.byref(ms), timed, timed) == 0 and lib.aclrtEventElapsedTime(ctypes.byref(ms), plain, timed) == 107000
+    assert lib.aclrtDestroyStream(stream) == 0 and lib.aclrtDestroyStream(stream) == 107000
+    assert lib.aclFinalize() == 0 and lib.aclInit(None) == 100001
+
+
+def test_cnrt_codes():
+    lib, size = raw("cambricon"), ctypes.c_size_t
+    code, a = pointer(lib.cnrtMalloc, size(64))
+    host, ms = (ctypes.c_char * 64)(), ctypes.c_float()
+    assert code == 0 and pointer(lib.cnrtMalloc, size(65 << 20))[0] == 100100 and lib.cnrtSetDevice(2) == 100005
+    assert [lib.cnrtMemcpy(a, host, size(64), d) for d in (0, 1, 2, 3, 4, 5, 6)] == [0, 100006, 100006, 100006, 632013, 0, 632013]
+    assert lib.cnrtFree(a) == 0 and lib.cnrtFree(a) == 100006 and lib.cnrtFree(None) == 0
+    (_, plain), (_, timed), (_, queue) = pointer(lib.cnrtNotifierCreateWithFlags, 4), pointer(lib.cnrtNotifierCreateWithFlags, 0), pointer(lib.cnrtQueueCreate)
+    assert pointer(lib.cnrtNotifierCreateWithFlags, 8)[0] == 100006  # interprocess goes with 4 only
+    assert lib.cnrtNotifierElapsedTime(timed, timed, ctypes.byref(ms)) == 632015
+    for notifier in (plain, timed):
+        assert lib.cnrtPlaceNotifier(notifier, queue) == lib.cnrtWaitNotifier(notifier) == 0
+    assert lib.cnrtNotifierElapsedTime(timed, timed, ctypes.byref(ms)) == 0 and lib.cnrtNotifierElapsedTime(plain, timed, ctypes.byref(ms)) == 100006
+    assert lib.cnrtPeekAtLastError() == 100006 == lib.cnrtGetLastError() and lib.cnrtGetLastError() == 0
+    assert lib.cnCtxSetCurrent(ctypes.c_void_p(0x1000)) == 100002  # cnInit was not called
+
+
+def test_xre_codes():
+    lib, size = raw("kunlunxin"), ctypes.c_uint64
+    code, a = pointer(lib.xpu_malloc, size(64), 0)
+    host = (ctypes.c_char * 64)()
+    assert code == 0 and pointer(lib.xpu_malloc, size(65 << 20), 0)[0] == 705 and pointer(lib.xpu_malloc, size(64), 2)[0] == 707
+    assert lib.xpu_set_device(2) == 701 and [lib.xpu_memcpy(a, host, size(64), kind) for kind in (0, 1, 2, 3)] == [707, 0, 707, 707]
+    assert lib.xpu_free(a) == 0 and lib.xpu_free(a) == 707
+    assert lib.xpu_launch_argument_set(host, size(4), size(2)) == -707 and lib.xpu_launch_async(host) == -707
+    for missing in ("xpu_memset", "xpu_stream_query", "xpu_event_elapsed_time", "xpu_mem_info", "xpu_strerror"):
+        assert not hasattr(lib, missing)
 
 
 # ---- Ascend ------------------------------------------------------------------------------------------------------------------

@@ -4,10 +4,12 @@ Names, argument order and numbers are those of the public headers that PyTorch's
 """
 from __future__ import annotations
 
+import atexit
 import math
 import re
 import struct
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,7 +22,7 @@ from ..engine.handles import Slot
 __all__ = ["AscendDriver"]
 
 _PATHS = ("$ASCEND_HOME_PATH/lib64", "$ASCEND_TOOLKIT_HOME/lib64", "/usr/local/Ascend/ascend-toolkit/latest/lib64", "/usr/local/Ascend/cann/lib64")
-_HBM = 1  # aclrtMemAttr
+_DDR, _HBM = 0, 1  # aclrtMemAttr
 _HUGE_FIRST = 0  # aclrtMemMallocPolicy
 _SYNC, _TIMED = 1, 8  # event flags; without 8 an event has no time
 _BLOCKING = 1  # the stream waits for its callback
@@ -38,6 +40,7 @@ TABLE = Runtime(
         "device_count": "aclrtGetDeviceCount(count)", "set_device": "aclrtSetDevice(device)", "device_sync": "aclrtSynchronizeDevice()",
         "soc": "text aclrtGetSocName()", "attribute": "aclrtGetDeviceInfo(cu_device:unsigned, attribute, value_out:int64_t *)",
         "uuid": "aclrtDeviceGetUuid(cu_device, text)", "mem_info": f"aclrtGetMemInfo({_HBM}:int, free_out, total_out)",
+        "mem_info_ddr": f"aclrtGetMemInfo({_DDR}:int, free_out, total_out)",
         "malloc": f"aclrtMalloc(out, n, {_HUGE_FIRST}:int)", "free": "aclrtFree(ptr)",
         "host_malloc": "aclrtMallocHost(out, n)", "host_free": "aclrtFreeHost(ptr)",
         # the capacity of dst comes second; the value of a memset third
@@ -57,7 +60,7 @@ TABLE = Runtime(
         "module_load": "aclrtBinaryLoadFromData(image, size, 0:uintptr_t, out)", "module_unload": "aclrtBinaryUnLoad(module)",
         "module_function": "aclrtBinaryGetFunction(module, name, out)", "sync_address": "aclrtGetHardwareSyncAddr(out)",
         "launch": "aclrtLaunchKernelWithHostArgs(function, blocks:unsigned, stream, 0:uintptr_t, packed:void *, size, 0:uintptr_t, 0:size_t)"},
-    own={"soc": "", "enable_peer": "device", "subscribe": "thread stream", "unsubscribe": "thread stream", "report": "timeout", "sync_address": "out",
+    own={"soc": "", "mem_info_ddr": "free_out total_out", "enable_peer": "device", "subscribe": "thread stream", "unsubscribe": "thread stream", "report": "timeout", "sync_address": "out",
          "launch": "function blocks stream packed size"},
     ready_status={"stream_query": 0, "event_query": 1},  # the two enums are each other's opposite
     not_ready=frozenset({507006}),
@@ -85,7 +88,8 @@ TABLE = Runtime(
     unconfirmed={
         "size 0": "aclrtMalloc of 0 bytes is an error according to its reference; haian never asks for it",
         "align": "64 bytes is what CANN's guide promises; the header does not say",
-        "memory": "aclrtGetMemInfo is asked for HBM; chips with DDR (310P) answer to attribute 0",
+        "memory": "aclrtGetMemInfo is asked for HBM, and for DDR where that is 0",
+        "copies": "any host memory is given to aclrtMemcpyAsync; CANN's guide asks for memory of aclrtMallocHost",
         "errors": "numbers above 107002 other than 207001, 207004 and 507006 were not read in a header",
         "handles": "the code for a dead stream or event was not read: 107000 is taken",
         "launch": "arguments as triton-ascend packs them: sync address (but on Ascend950), lock, workspace, arguments, grid, debug; kernels that ask for a "
@@ -104,7 +108,10 @@ class _Listener:
         self.thread = threading.Thread(target=self.run, name="haian-ascend-callbacks", daemon=True)
         self.thread.start()
         self.ready.wait()
-        driver._check(driver._call("subscribe")(self.thread.ident, slot.pointer), "subscribe", slot.device)
+        code = driver._call("subscribe")(self.thread.ident, slot.pointer)
+        if code != driver.table.success:
+            self.end()
+            raise driver._error(code, "subscribe", slot.device)
 
     def run(self) -> None:
         self.ready.set()
@@ -113,11 +120,26 @@ class _Listener:
         while self.going:
             report(_REPORT_MS)  # a timeout is the usual answer
 
-    def stop(self) -> None:
+    def end(self) -> None:
         self.going = False
         if threading.current_thread() is not self.thread:
             self.thread.join()
+
+    def stop(self) -> None:
+        self.end()
         self.driver._call("unsubscribe")(self.thread.ident, self.slot.pointer)
+
+
+_drivers: weakref.WeakSet[AscendDriver] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_listeners() -> None:
+    """No thread of ours is inside the library when the process takes it down."""
+    for driver in list(_drivers):
+        for listener in list(driver._listeners.values()):
+            if not driver._forked:  # a child has none of its parent's threads
+                listener.end()
 
 
 class AscendDriver(TableDriver):
@@ -131,6 +153,7 @@ class AscendDriver(TableDriver):
 
     def _clear(self) -> None:
         super()._clear()
+        _drivers.add(self)
         self._listeners: dict[int, _Listener] = {}
         self._peers: set[tuple[int, int]] = set()
         self._sync_addresses: dict[int, int] = {}
@@ -142,6 +165,18 @@ class AscendDriver(TableDriver):
             soc = self._ffi.string(said).decode() if said != self._ffi.NULL else ""
             self._facts_of[device] = replace(facts, model=soc or facts.model, text=soc)
         return self._facts_of[device]
+
+    def mem_info(self, device: int) -> tuple[int, int]:
+        """Of HBM; chips that have DDR instead (310P) answer to the other attribute."""
+        free, total = super().mem_info(device)
+        if not total and "mem_info_ddr" in self._calls:
+            f, t = self._ffi.new("size_t *"), self._ffi.new("size_t *")
+            self._check(self._calls["mem_info_ddr"](f, t), "mem_info_ddr", device)
+            free, total = f[0], t[0]
+        return free, total
+
+    def _total(self, device: int) -> int:
+        return self.mem_info(device)[1] if "mem_info" in self._calls else 0
 
     def _copy_row(self, device: int, kind: str, dst: int, src: int, nbytes: int, pointer: int, dst_device: int) -> None:
         """A copy between devices is an ordinary one once both may see each other."""

@@ -156,6 +156,7 @@ class KunlunxinDriver(TableDriver):
         self._work: dict[int, int] = {}  # stream -> token of its latest work
         self._idle: dict[int, int] = {}  # stream -> token up to which it is known to be done
         self._marks: dict[int, tuple[int, int]] = {}  # stream -> (event behind its work, token when that was recorded)
+        self._shared: set[int] = set()  # streams whose pointer somebody else has: work may be queued unseen
         self._launching = threading.Lock()
 
     def offers(self, group: str) -> bool:
@@ -199,7 +200,7 @@ class KunlunxinDriver(TableDriver):
     def stream_query(self, stream: int) -> bool:
         """Asks an event behind the stream's latest work, since the runtime has no query for streams."""
         slot, token = self._slot(stream, "stream"), self._work.get(stream, 0)
-        if token == self._idle.get(stream, 0):
+        if token == self._idle.get(stream, 0) and stream not in self._shared:
             return True
         with self._lock:
             event, at = self._marks.get(stream, (0, -1))
@@ -211,10 +212,22 @@ class KunlunxinDriver(TableDriver):
                 self._check(self._call("event_record")(event, slot.pointer), "event_record", slot.device)
                 self._marks[stream] = (event, token)
             done = self._done("event_query", event, slot.device)
+            if done and stream in self._shared:  # the next question records anew: True says what held when this one was first asked
+                self._marks[stream] = (event, -1)
         if done:
             self._idle[stream] = token
             slot.keep.clear()
         return done
+
+    def native(self, handle: int) -> int:
+        if self._handles.kind(handle) == "stream":
+            self._shared.add(handle)
+        return super().native(handle)
+
+    def adopt_stream(self, device: int, pointer: int) -> int:
+        made = super().adopt_stream(device, pointer)
+        self._shared.add(made)
+        return made
 
     def stream_destroy(self, stream: int) -> None:
         event, _ = self._marks.pop(stream, (0, 0))
@@ -223,6 +236,7 @@ class KunlunxinDriver(TableDriver):
             self._call("stream_sync")(slot.pointer)
             self._check(self._call("event_destroy")(event), "event_destroy", slot.device)
         super().stream_destroy(stream)
+        self._shared.discard(stream)
         for table in (self._work, self._idle):
             table.pop(stream, None)
 

@@ -49,6 +49,8 @@ int cnrtGetLastError(void) {
   return code;
 }
 
+int cnrtPeekAtLastError(void) { return last; }
+
 /* ---- device */
 int cnrtGetDeviceCount(unsigned *count) {
   *count = SI_DEVICES;
@@ -143,7 +145,11 @@ int cnrtQueryNotifier(void *notifier) {
   int code = si_event_query(notifier);
   return code == SI_NOT_READY ? 632014 : done(code);
 }
-int cnrtNotifierElapsedTime(void *start, void *end, float *ms) { return done(si_elapsed(ms, start, end)); }
+int cnrtNotifierElapsedTime(void *start, void *end, float *ms) {
+  int code = si_elapsed(ms, start, end);
+  if (code == SI_TIMING && !(si_recorded(start) && si_recorded(end))) return last = 632015; /* never placed */
+  return done(code);
+}
 int cnrtNotifierDuration(void *start, void *end, float *us) { /* the hardware's clock, in microseconds */
   int code = done(si_elapsed(us, start, end));
   if (!code) *us *= 1000;

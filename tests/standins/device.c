@@ -639,6 +639,14 @@ int si_elapsed(float *ms, si_handle start, si_handle end) {
   return code;
 }
 
+int si_recorded(si_handle handle) {
+  pthread_mutex_lock(&lock);
+  event *e = object_body(handle, SI_EVENT);
+  int recorded = e && e->last;
+  pthread_mutex_unlock(&lock);
+  return recorded;
+}
+
 /* ---- modules -------------------------------------------------------------------------------------------------------------- */
 int si_module_load(int d, const char *image, si_handle *out) {
   *out = NULL;

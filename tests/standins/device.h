@@ -81,6 +81,7 @@ int si_event_record(int device, si_handle event, si_handle stream);
 int si_event_query(si_handle event);
 int si_event_sync(si_handle event);
 int si_elapsed(float *ms, si_handle start, si_handle end);
+int si_recorded(si_handle event); /* whether it ever was */
 
 /* ---- modules: an image is text, "standin:axpy,fault", after an optional \x7fELF */
 int si_module_load(int device, const char *image, si_handle *out);
