@@ -5,6 +5,7 @@ Names, argument order and numbers are those of the public headers that PyTorch's
 from __future__ import annotations
 
 import atexit
+import collections
 import math
 import re
 import struct
@@ -25,6 +26,7 @@ _PATHS = ("$ASCEND_HOME_PATH/lib64", "$ASCEND_TOOLKIT_HOME/lib64", "/usr/local/A
 _DDR, _HBM = 0, 1  # aclrtMemAttr
 _HUGE_FIRST = 0  # aclrtMemMallocPolicy
 _SYNC, _TIMED = 1, 8  # event flags; without 8 an event has no time
+_THREAD_LOCAL = 1  # capture: other threads' calls stay legal
 _BLOCKING = 1  # the stream waits for its callback
 _REPORT_MS = 10  # a callback thread looks this often whether its stream is gone
 _MAX_BLOCKS = 65535  # programs of a launch, x * y * z
@@ -59,6 +61,9 @@ TABLE = Runtime(
         "elapsed": "aclrtEventElapsedTime(ms, start, end)",
         "module_load": "aclrtBinaryLoadFromData(image, size, 0:uintptr_t, out)", "module_unload": "aclrtBinaryUnLoad(module)",
         "module_function": "aclrtBinaryGetFunction(module, name, out)", "sync_address": "aclrtGetHardwareSyncAddr(out)",
+        # what a capture gives can be run as it is
+        "capture_begin": f"aclmdlRICaptureBegin(stream, {_THREAD_LOCAL}:int)", "capture_end": "aclmdlRICaptureEnd(stream, out)",
+        "graph_launch": "aclmdlRIExecuteAsync(exec, stream)", "graph_destroy": "aclmdlRIDestroy(graph)",
         "launch": "aclrtLaunchKernelWithHostArgs(function, blocks:unsigned, stream, 0:uintptr_t, packed:void *, size, 0:uintptr_t, 0:size_t)"},
     own={"soc": "", "mem_info_ddr": "free_out total_out", "enable_peer": "device", "subscribe": "thread stream", "unsubscribe": "thread stream", "report": "timeout", "sync_address": "out",
          "launch": "function blocks stream packed size"},
@@ -95,7 +100,7 @@ TABLE = Runtime(
         "launch": "arguments as triton-ascend packs them: sync address (but on Ascend950), lock, workspace, arguments, grid, debug; kernels that ask for a "
                   "workspace or locks get none",
         "default_stream": "stream 0 is taken to be independent of the others",
-        "graph": "aclmdlRICaptureBegin and its like are not wired"},
+        "graph": "the capture calls are in the header; which work may be captured is not said there"},
 )
 
 
@@ -156,6 +161,7 @@ class AscendDriver(TableDriver):
         _drivers.add(self)
         self._listeners: dict[int, _Listener] = {}
         self._peers: set[tuple[int, int]] = set()
+        self._models: collections.Counter[int] = collections.Counter()  # handles on a recording, by its pointer
         self._sync_addresses: dict[int, int] = {}
 
     def _facts(self, device: int) -> Facts:
@@ -214,6 +220,32 @@ class AscendDriver(TableDriver):
         super().reset(device)
         for stream in [s for s in self._listeners if not self._handles.kind(s)]:  # of a lost device
             self._listeners.pop(stream).stop()
+
+    # ---- graphs: a recording is its own executable -------------------------------------------------------------------------
+    def offers(self, group: str) -> bool:
+        if group == "graph":
+            self._open()
+            return {"capture_begin", "capture_end", "graph_launch", "graph_destroy"} <= set(self._calls)
+        return super().offers(group)
+
+    def graph_end(self, stream: int, abort: bool = False) -> int:
+        made = super().graph_end(stream, abort)
+        if made:
+            self._models[self._handles.get(made, "graph").pointer] += 1
+        return made
+
+    def graph_instantiate(self, graph: int) -> int:
+        slot = self._slot(graph, "graph")
+        self._models[slot.pointer] += 1
+        return self._handles.add(Slot("executable", slot.device, slot.pointer))
+
+    def graph_destroy(self, graph: int) -> None:
+        slot = self._handles.pop(graph, "executable" if self._handles.kind(graph) == "executable" else "graph")
+        self._models[slot.pointer] -= 1
+        if not self._models[slot.pointer]:
+            del self._models[slot.pointer]
+            self._enter(slot.device)
+            self._check(self._call("graph_destroy")(slot.pointer), "graph_destroy", slot.device)
 
     # ---- launch ----------------------------------------------------------------------------------------------------------
     def _run_kernel(self, device: int, slot: Slot, desc: Launch, params: Any, stream: int) -> None:

@@ -312,6 +312,26 @@ int aclrtLaunchCallback(void (*fn)(void *), void *user, int block, void *stream)
   return done(code);
 }
 
+/* ---- recordings: what a capture gives runs as it is */
+int aclmdlRICaptureBegin(void *stream, int mode) {
+  ENTER;
+  return mode < 0 || mode > 2 ? done(SI_INVALID) : done(si_capture_begin(current, stream));
+}
+
+int aclmdlRICaptureEnd(void *stream, void **model) {
+  ENTER;
+  si_handle graph;
+  *model = NULL;
+  int code = si_capture_end(stream, &graph);
+  if (code) return done(code);
+  code = si_instantiate(graph, model);
+  si_graph_destroy(graph);
+  return done(code);
+}
+
+CALL(aclmdlRIExecuteAsync, (void *model, void *stream), si_graph_launch(current, model, stream))
+CALL(aclmdlRIDestroy, (void *model), si_graph_destroy(model))
+
 /* ---- modules */
 int aclrtBinaryLoadFromData(const void *data, size_t n, const void *options, void **module) {
   ENTER;
