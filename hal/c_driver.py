@@ -322,8 +322,8 @@ class CDriver(Driver):
             number, self._next = self._next, self._next + 1
             self._waiting[number] = stream, fn
             if stream and "stream_sync" in self.__dict__:  # native methods otherwise: they know nothing of what Python raised
-                self.stream_sync = functools.partial(self._deliver, self.hot.stream_sync)  # type: ignore[method-assign]
-                self.stream_query = functools.partial(self._deliver, self.hot.stream_query)  # type: ignore[method-assign]
+                self.stream_sync = functools.partial(self._deliver, self.hot.stream_sync)  # type: ignore[assignment,method-assign]
+                self.stream_query = functools.partial(self._deliver, self.hot.stream_query)  # type: ignore[assignment,method-assign]
         status = function(*self._split(stream), self._call_back, self.ffi.cast("void *", number))
         if status:
             self._waiting.pop(number, None)

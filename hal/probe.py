@@ -148,7 +148,7 @@ def child(given: dict[str, Any]) -> None:
             except HaianError as error:  # such a device is listed all the same
                 capabilities.append({"error": f"{type(error).__name__}: {error}"})
         say(stage="offers")
-        abi = getattr(driver, "table", None)
+        abi: Any = getattr(driver, "table", None)
         facts = {"name": driver.name, "vendor": driver.vendor, "version": driver.version, "path": str(getattr(driver, "path", "")), "count": count,
                  "abi": f"{abi.abi_major}.{abi.abi_minor}" if hasattr(abi, "abi_major") else "", "kind": _kind(driver),
                  "groups": [g for g in GROUPS if offers(driver, g)], "capabilities": capabilities}

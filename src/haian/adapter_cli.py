@@ -7,12 +7,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from .hal.errors import HaianError
+from .hal.errors import HaianError, PermissionRefused
 from .terminal import ENVIRONMENT, FINDINGS, size, table, usage
 
 __all__ = ["adapter_app", "write"]
@@ -174,7 +175,8 @@ def adapter_check(path: str = typer.Argument(help="A .so, a .py, an adapter's fo
                   as_json: bool = typer.Option(False, "--json", help="One JSON object.")) -> None:
     """Load an adapter in a child process, say what it is, run the suite up to a level, and name what is missing next.
 
-    Exit codes: 0 the level is granted, 1 it is not or the adapter crashed, 2 usage, 3 no such adapter, library or device.
+    Exit codes: 0 the level is granted, 1 it is not or the adapter crashed, 2 usage, 3 no such adapter, library or device, or a file
+    that haian refuses to load.
     """
     from .conformance import run
     from .conformance.levels import HAL_LEVELS
@@ -182,7 +184,11 @@ def adapter_check(path: str = typer.Argument(help="A .so, a .py, an adapter's fo
 
     if level not in HAL_LEVELS:
         usage(f"level {level!r}; needs one of {', '.join(HAL_LEVELS)}")
-    source, name = _find(path)
+    try:
+        source, name = _find(path)
+    except PermissionRefused as error:
+        print(f"haian: {error}", file=sys.stderr)
+        raise typer.Exit(ENVIRONMENT) from None
     outcome = probe.start(source, _PROBE_S)()
     said: dict[str, Any] = {"path": name, "died": outcome.died, "error": outcome.error, "said": outcome.said, "facts": outcome.facts}
     code, why = 0, ""

@@ -46,7 +46,7 @@ def examine() -> dict[str, Any]:
         driver = record.driver
         if driver is not None:
             row |= {"vendor": driver.vendor, "version": driver.version}
-            about = getattr(driver, "table", None)
+            about: Any = getattr(driver, "table", None)
             if hasattr(about, "query_tool"):
                 row |= {"query_tool": about.query_tool, "query_tool_path": about.query_tool and shutil.which(about.query_tool) or "",
                         "visible_devices": about.visible_devices}
