@@ -2,7 +2,7 @@
 
 The child loads it, counts its devices, asks each for its facts, and writes what it came to.  Every adapter that is not haian's
 own is tried so before this process loads it; HAIAN_ADAPTER_PROBE=0 turns that off, another number is the time limit in seconds.
-All children of a discovery run at once.  One costs 0.18 s of processor time (0.24 s for a driver in C), mostly Python and NumPy starting, once a process.
+All children of a discovery run at once.  One costs 170 ms (215 ms for a driver in C; two quiet cores), mostly Python and NumPy starting, beside this process's own start.
 Not here: which files may be loaded (trust.py), the loading itself (registry.py).
 """
 from __future__ import annotations

@@ -15,7 +15,6 @@ from haian.hal.errors import ArgumentError
 
 from haian import adapter_cli
 
-ROOT = Path(__file__).resolve().parent.parent
 CC = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 MAKE = shutil.which("make")
 needs_compiler = pytest.mark.skipif(not (CC and MAKE), reason="templates in C are compiled: no C compiler or no make here")
@@ -174,31 +173,3 @@ def test_the_package_installs_and_its_entry_point_gives_a_path(tmp_path):
             "from haian.conformance.allowances import load\nprint(load('mychip:0').not_offered[0].reason)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**ENV, "PYTHONPATH": str(site)})
     assert done.stdout.strip() == "said by the package", done.stderr
-
-
-# ---- docs/adapter.md -----------------------------------------------------------------------------------------------------------
-@needs_compiler
-@pytest.mark.parametrize("heading", ["A table", "In C"])
-def test_the_page_runs_as_printed(heading, tmp_path):
-    """Its blocks in order; levels are cut to L0, and pip installs into a folder, without the network."""
-    page = (ROOT / "docs/adapter.md").read_text()
-    section = page[page.index(f"\n## {heading}\n") :].split("\n## ")[1]
-    blocks = re.findall(r"```sh\n(.*?)```", section, re.S)
-    assert blocks and "pip install ." in "".join(blocks)
-    script = "set -eo pipefail\n" + "".join(blocks).replace("--level L2", "--level L0")
-    if heading == "In C":  # comes behind the other
-        script = script.replace("set -eo pipefail\n", "set -eo pipefail\nmkdir -p chip/lib && export MYCHIP_HOME=$(realpath chip)\n")
-    site = tmp_path / "site"
-    env = {**ENV, "PIP_TARGET": str(site), "PYTHONPATH": str(site), "PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_QUIET": "1"}
-    made = tmp_path / "made"
-    made.mkdir()
-    for name in ("mychip", "mychip_c"):  # `make check` runs the level that stands in its Makefile
-        script = script.replace(f"cd {name}\n", f"cd {name}\n[ ! -f Makefile ] || sed -i 's/--level L2/--level L0/' Makefile\n", 1)
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=made, env=env)
-    if "No module named 'setuptools'" in done.stdout + done.stderr:
-        pytest.skip("setuptools is not installed here")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("level L0 granted") == (3 if heading == "A table" else 2)
-    assert "Mychip 1" in done.stdout and "Mychip Inc." in done.stdout
-    if heading == "A table":
-        assert "mychip\tfound\tmychip:0 (Mychip 1)" in done.stdout and "2.718281" in done.stdout
