@@ -25,14 +25,15 @@ def run(device: str = "cpu:0", *, suite: str = "quick", peers: str = "torch,nump
         budget_s: seconds a row may take once every contestant ran three times; 0: the suite's own.
 
     Raises:
-        ArgumentError: an unknown suite, peer or thread count, no case left, or a simulated device.
+        ArgumentError: an unknown suite or peer, more threads than CPUs, a pattern that matches nothing, a folder that cannot
+            be written to, or a simulated device.  EnvironmentMissing: what makes the report's page is not installed.
     """
     from .runner import run as run_suite
     return run_suite(device, suite=suite, peers=peers, threads=threads, ops=ops, report=report, budget_s=budget_s)
 
 
 def compare(a: str | Path, b: str | Path) -> str:
-    """Two bench.json side by side, row by row; ratio above 1: ``b`` is faster.
+    """Two reports, each a folder or its bench.json, side by side, row by row; ratio above 1: ``b`` is faster.
 
     Raises:
         ArgumentError: a file that is no bench report, or two without a row in common.

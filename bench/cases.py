@@ -112,17 +112,19 @@ def cases(suite: str = "quick", ops: str = "") -> list[Case]:
         ops: only these operators, comma separated patterns such as ``softmax,mm*``.
 
     Raises:
-        ArgumentError: no such suite, or no case left.
+        ArgumentError: no such suite, or a pattern that matches none of its cases.
     """
     if suite not in SUITES:
         raise ArgumentError(f"bench: suite {suite!r}; needs one of {', '.join(SUITES)}")
     patterns = [p.strip() for p in ops.split(",") if p.strip()]
+    if ops and not patterns:
+        raise ArgumentError(f"bench: ops {ops!r} names nothing; needs names or patterns, comma separated, such as 'softmax,mm*'")
     found = [Case(record, sample, d, suite) for record in OPS.values() for sample in _samples(record, suite)
-             for d in _dtypes(record, sample, suite)
-             if not patterns or any(fnmatch.fnmatchcase(record.name, p) for p in patterns)]
-    if not found:
-        raise ArgumentError(f"bench: no case of suite {suite!r} matches {ops!r}; `haian ops list` names the operators")
-    return found
+             for d in _dtypes(record, sample, suite)]
+    idle = [p for p in patterns if not any(fnmatch.fnmatchcase(c.record.name, p) for c in found)]
+    if idle:
+        raise ArgumentError(f"bench: {', '.join(map(repr, idle))} matches no case of suite {suite!r}; `haian ops list` names the operators")
+    return [c for c in found if not patterns or any(fnmatch.fnmatchcase(c.record.name, p) for p in patterns)]
 
 
 def empty_host(shape: Sequence[int], kind: Any) -> np.ndarray:

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..hal.errors import ArgumentError
+from ..hal.errors import ArgumentError, EnvironmentMissing
 from .roofline import Ceilings
 from .runner import Row, Summary, geometric_mean
 from .timer import Timing
 
-__all__ = ["as_json", "compare", "page", "read", "text", "write"]
+__all__ = ["as_json", "compare", "folder_of", "page", "read", "text", "write"]
 
 FORMAT = "5.0.0"  # of pytest-benchmark, whose reader looks at it
 LOSS = 0.95  # below this share of the best peer's speed a row counts as lost; the rest is noise
@@ -101,6 +101,23 @@ def as_json(summary: Summary) -> dict[str, Any]:
                       "failed": [{"op": r.case.record.name, "case": r.case.id, "threads": r.threads, "reason": r.error} for r in summary.failed]}}
 
 
+def folder_of(report: str) -> Path | None:
+    """The folder a report goes to, made and tried before anything is timed; None where none is wanted.
+
+    Raises:
+        ArgumentError: it cannot be written to.  EnvironmentMissing: what makes the page is not installed.
+    """
+    from ..reporting.page import lacking, unwritable
+
+    if not report:
+        return None
+    if why := lacking():
+        raise EnvironmentMissing(f"bench: {why}; install haian[bench]")
+    if why := unwritable(report):
+        raise ArgumentError(f"bench: {why}")
+    return Path(report)
+
+
 def write(folder: Path, summary: Summary) -> Path:
     """bench.json, index.html and one more line of history.jsonl; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,18 +133,35 @@ def write(folder: Path, summary: Summary) -> Path:
     return target
 
 
+# What compare reads of a row, and what can be compared with it.
+_ROW = {"op": str, "case": str, "dtype": str, "threads": int, "roofline_pct": (int, float, type(None))}
+
+
+def _is_row(b: Any) -> bool:
+    info = b.get("extra_info") if isinstance(b, dict) else None
+    stats = b.get("stats") if isinstance(b, dict) else None
+    return isinstance(info, dict) and all(k in info and isinstance(info[k], kind) for k, kind in _ROW.items()) \
+        and isinstance(stats, dict) and isinstance(stats.get("min"), (int, float)) and stats["min"] > 0
+
+
 def read(path: Path) -> dict[str, Any]:
-    """A bench.json.
+    """The bench.json of a report: its folder, or the file itself.
 
     Raises:
         ArgumentError: no such file, or not a report of this bench.
     """
+    path = Path(path)
+    path = path / "bench.json" if path.is_dir() else path
+    needs = "pass the folder of `haian bench run --report`, or its bench.json"
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as why:
-        raise ArgumentError(f"bench: {path} is no bench report ({why}); pass the bench.json of `haian bench run --report`") from why
-    if not isinstance(data, dict) or not all("op" in b.get("extra_info", {}) for b in data.get("benchmarks", [{}])):
-        raise ArgumentError(f"bench: {path} holds no rows of haian's bench; pass the bench.json of `haian bench run --report`")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as why:
+        raise ArgumentError(f"bench: {path} is no bench report ({why.strerror}); {needs}") from why
+    except ValueError as why:  # no JSON, or no UTF-8
+        raise ArgumentError(f"bench: {path} is no bench report ({why}); {needs}") from why
+    rows = data.get("benchmarks") if isinstance(data, dict) else None
+    if not isinstance(rows, list) or not rows or not all(map(_is_row, rows)) or not isinstance(data.get("machine_info"), dict) or "datetime" not in data:
+        raise ArgumentError(f"bench: {path} holds no rows of haian's bench; {needs}")
     return data
 
 
@@ -206,9 +240,10 @@ def _texts() -> list[Any]:
                  "Results are checked against each other on evenly spread elements; a peer marked ! differs beyond the tolerance and is not compared.",
                  "双方都写入 out= 给定的内存；带 * 的同类库没有 out=，与同样新建结果的 haian 比较。标 ! 的结果与 haian 之差超出核对容差，不作比较。"),
             Text("Percent of the roofline: the longer of bytes over measured bandwidth (for that working set and share of writes) and arithmetic over "
-                 "measured rate, divided by the time. The rate of products is that of the fastest product of this run, whoever computed it, not a datasheet's. "
+                 "measured rate, divided by the time. Bandwidth and rate are the best of several bursts before and after the suite and of its own streaming rows and products, "
+                 "whoever computed them, not a datasheet's. "
                  "Inputs larger than a million elements repeat a drawn block.",
-                 "屋顶线百分比：按实测带宽搬运字节与按实测速率完成运算两者中较长的时间，除以用时。乘法速率取本次运行中最快的矩阵乘（不论由谁算出），而非标称值。超过一百万元素的输入由随机块重复而成。")]
+                 "屋顶线百分比：按实测带宽搬运字节与按实测速率完成运算两者中较长的时间，除以用时。带宽与速率取测试前后多次突发测量以及本次运行中流式算子和矩阵乘的最大值（不论由谁算出），而非标称值。超过一百万元素的输入由随机块重复而成。")]
 
 
 class _Method:

@@ -1,7 +1,8 @@
 """The device's ceilings, measured in the same run: bandwidth by size of the working set, arithmetic rate by dtype.
 
-A ceiling is the best rate that any of the contestants reached, ours or a peer's; it is a floor of what the hardware can
-do, not the datasheet's number, so a share slightly above 100 % is possible on a noisy machine and is shown as it is.
+A ceiling is the best rate that any of the contestants reached, ours or a peer's, in BURSTS bursts before the suite and as many
+after it, or in a row of the suite that only streams (pointwise, reduce) or multiplies; it is a floor of what the hardware can
+do, not the datasheet's number, so a share slightly above 100 % is possible in other families and is shown as it is.
 """
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ KIB, MIB = 1 << 10, 1 << 20
 # bytes read plus bytes written: a private cache, its edges, a shared cache, and memory beyond any cache of a core
 SIZES = (256 * KIB, 2 * MIB, 16 * MIB, 64 * MIB, 256 * MIB)
 CUBE_HOST, CUBE_DEVICE = 1024, 8192
+BURSTS = 3  # sweeps over all points: what disturbs the machine for some 0.1 s then spoils one of them, not a point's only one
 _MATRIX = ("matmul", "attention")
 _KINDS = ("read", "copy", "write")  # share of written bytes 0, 1/2, 1
 
@@ -43,6 +45,8 @@ class Ceilings:
         for kind in {**self.gbps, **other.gbps}:
             a, b = dict(self.gbps.get(kind, ())), dict(other.gbps.get(kind, ()))
             merged.gbps[kind] = [(size, max(a.get(size, 0.0), b.get(size, 0.0))) for size in sorted({**a, **b})]
+            better = [_point(kind, size) for size in b if b[size] > a.get(size, 0.0)]
+            merged.who.update({point: other.who[point] for point in better if point in other.who})
         for name in {**self.gflops, **other.gflops}:
             mine, theirs = self.gflops.get(name, 0.0), other.gflops.get(name, 0.0)
             merged.gflops[name] = max(mine, theirs)
@@ -55,6 +59,19 @@ class Ceilings:
         read, copy, write = (_at(self.gbps[kind], nbytes) for kind in _KINDS)
         share = written / nbytes if nbytes else 0.0
         return read + (copy - read) * 2 * share if share <= 0.5 else copy + (write - copy) * (2 * share - 1)
+
+    def raise_bandwidth(self, nbytes: int, written: int, rate: float, who: str) -> None:
+        """Somebody moved nbytes, ``written`` of them results, at ``rate`` GB/s: where that is faster, the ceilings go up to it."""
+        share = written / nbytes if nbytes else 0.0
+        factor = rate / self.bandwidth(nbytes, written)
+        if factor <= 1:
+            return
+        kinds = _KINDS[:2] if share < 0.5 else _KINDS[1:2] if share == 0.5 else _KINDS[1:]
+        for kind in kinds:
+            points = dict(self.gbps[kind])
+            points[nbytes] = _at(self.gbps[kind], nbytes) * factor
+            self.gbps[kind] = sorted(points.items())
+            self.who[_point(kind, nbytes)] = who
 
     def rate(self, family: str, dtype: DType) -> float:
         """GFLOP/s: products run at their dtype's rate, everything else in the vector units of float32 (float64)."""
@@ -70,6 +87,10 @@ class Ceilings:
     def as_dict(self) -> dict[str, Any]:
         return {"gbps": {k: [[s, round(v, 3)] for s, v in points] for k, points in self.gbps.items()},
                 "gflops": {k: round(v, 3) for k, v in self.gflops.items()}, "who": dict(self.who)}
+
+
+def _point(kind: str, nbytes: int) -> str:
+    return f"{kind} {nbytes // KIB} KiB"
 
 
 def _at(points: Sequence[tuple[int, float]], nbytes: int) -> float:
@@ -100,15 +121,22 @@ def _probes(kind: str, nbytes: int) -> list[Case]:
     return [_case("full", [], "float32", shape=(n,), value=1.0, dtype=BY_NAME["float32"])]
 
 
-def measure(ours: Any, peers: Sequence[Peer], dtypes: Sequence[str], *, on_host: bool = True, budget_s: float = 0.05) -> Ceilings:
+def measure(ours: Any, peers: Sequence[Peer], dtypes: Sequence[str], *, on_host: bool = True, budget_s: float = 0.06) -> Ceilings:
     """Measure all ceilings.
 
     Args:
         ours: ``ours(work) -> Call``, haian's own call (runner.py).
         peers: all compete in products; bandwidth is tried by haian, by NumPy (the C library's memcpy) and by torch's reductions.
         dtypes: names of dtypes whose product rate is wanted; float32 always is.
-        budget_s: seconds a point.
+        budget_s: seconds a point, all bursts together.
     """
+    found = Ceilings()
+    for _ in range(BURSTS):
+        found = found.best(_burst(ours, peers, dtypes, on_host, budget_s / BURSTS))
+    return found
+
+
+def _burst(ours: Any, peers: Sequence[Peer], dtypes: Sequence[str], on_host: bool, budget_s: float) -> Ceilings:
     found = Ceilings()
     for kind in _KINDS:
         points = []
@@ -119,7 +147,7 @@ def measure(ours: Any, peers: Sequence[Peer], dtypes: Sequence[str], *, on_host:
                 calls.update({f"{who} {case.record.name}": c for who, c in _contestants(case, ours, movers).items()})
             best, name = _fastest(calls, budget_s)
             points.append((nbytes, nbytes / best))
-            found.who[f"{kind} {nbytes // KIB} KiB"] = name
+            found.who[_point(kind, nbytes)] = name
         found.gbps[kind] = points
     n = CUBE_HOST if on_host else CUBE_DEVICE
     for dtype in dict.fromkeys(["float32", *dtypes]):

@@ -187,14 +187,17 @@ def thread_counts(threads: str, on_host: bool = True) -> list[int]:
     """``"1,all"`` -> [1, cores]; devices other than the host have one entry.
 
     Raises:
-        ArgumentError: neither a positive number nor ``all``.
+        ArgumentError: neither a positive number nor ``all``, or more than the CPUs this process may use: threads that wait
+            for one another's CPU would be timed.
     """
-    found = []
+    found, most = [], host_threads()
     for word in threads.split(","):
         word = word.strip()
-        if word != "all" and not (word.isdigit() and int(word) > 0):
+        if word != "all" and not (word.isdecimal() and int(word) > 0):
             raise ArgumentError(f"bench: threads {word!r}; needs positive numbers or 'all', comma separated")
-        found.append(host_threads() if word == "all" else int(word))
+        if on_host and word != "all" and int(word) > most:
+            raise ArgumentError(f"bench: threads {word}; this process may use {most} CPU{'s' * (most > 1)}, give at most that or 'all'")
+        found.append(most if word == "all" else int(word))
     return list(dict.fromkeys(found)) if on_host else found[:1]
 
 
@@ -314,9 +317,12 @@ def open_device(name: str) -> Any:
 def run(device: str = "cpu:0", *, suite: str = "quick", peers: str = "torch,numpy,onnxruntime", threads: str = "1", ops: str = "",
         report: str = "", budget_s: float = 0.0) -> Summary:
     """See haian.bench.run."""
+    from .report import folder_of, write
+
     place = open_device(device)
     todo = cases(suite, ops)
     counts = thread_counts(threads, place.is_host)
+    folder = folder_of(report)
     found, absent = find(peers, place.name)
     if suite == "calls":  # one graph a call: nobody would use it that way
         found = [p for p in found if p.name != "onnxruntime"]
@@ -337,28 +343,33 @@ def run(device: str = "cpu:0", *, suite: str = "quick", peers: str = "torch,nump
                 rows.append(time_case(case, ours, found, n, budget_s or BUDGET_S[suite]))
             if before is not None:  # measured again, so that one disturbed moment does not flatter every row
                 summary.ceilings[n] = before.best(ceilings())
-                _products(summary.ceilings[n], rows)
+                _raise_ceilings(summary.ceilings[n], rows)
                 for row in rows:
                     if not row.error:
                         set_roofline(row, summary.ceilings[n])
             summary.rows += rows
     _progress("")
     facts["load_after"] = round(machine.load(), 2)
-    if report:
-        from .report import write
-        summary.page = write(Path(report), summary)
+    if folder:
+        summary.page = write(folder, summary)
     return summary
 
 
-def _products(ceilings: Ceilings, rows: Sequence[Row]) -> None:
-    """A product of the suite that ran faster than the probe is the better ceiling, whoever computed it."""
+STREAMS = ("pointwise", "reduce")  # families that touch every byte of their cost once, and do little else
+
+
+def _raise_ceilings(ceilings: Ceilings, rows: Sequence[Row]) -> None:
+    """A product or a stream of the suite that ran faster than the probe is the better ceiling, whoever computed it."""
     for row in rows:
-        if row.error or row.case.record.family != "matmul" or row.case.dtype.name not in ceilings.gflops:
+        if row.error:
             continue
-        who = min(row.timings, key=lambda k: row.timings[k].best)
-        rate = row.case.cost.flops / row.timings[who].best
-        if rate > ceilings.gflops[row.case.dtype.name]:
-            ceilings.gflops[row.case.dtype.name], ceilings.who[row.case.dtype.name] = rate, f"{who} in {row.case.id}"
+        case, family = row.case, row.case.record.family
+        who = min((n for n in row.timings if n not in row.differs), key=lambda k: row.timings[k].best)
+        ns, name = row.timings[who].best, case.dtype.name
+        if family == "matmul" and case.cost.flops / ns > ceilings.gflops.get(name, math.inf):
+            ceilings.gflops[name], ceilings.who[name] = case.cost.flops / ns, f"{who} in {case.id}"
+        if family in STREAMS and case.cost.bytes:
+            ceilings.raise_bandwidth(case.cost.bytes, case.written, case.cost.bytes / ns, f"{who} in {case.id}")
 
 
 def _progress(line: str) -> None:

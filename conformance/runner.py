@@ -31,7 +31,7 @@ from .target import DeviceTarget, Target
 if TYPE_CHECKING:
     pass
 
-__all__ = ["BAD", "RESULTS", "Child", "Summary", "done", "folder_of", "limit", "lines_of", "parse_shard", "patterns", "record", "run", "run_in_process", "summarise"]
+__all__ = ["BAD", "RESULTS", "Child", "Summary", "done", "folder_of", "limit", "lines_of", "need_references", "parse_shard", "patterns", "record", "run", "run_in_process", "summarise"]
 
 RESULTS = ("pass", "fail", "crash", "timeout", "not-offered", "xfail", "xpass")
 BAD = ("fail", "crash", "timeout", "xpass")
@@ -96,6 +96,16 @@ def limit(timeout_s: float | None, usual: float) -> float:
     if not 0 < timeout_s <= LONGEST_S:
         raise ArgumentError(f"conformance: timeout_s {timeout_s:g}; needs seconds above 0 and up to {LONGEST_S:g}")
     return timeout_s
+
+
+def need_references() -> None:
+    """Without what the references import every case of theirs would fail, and look like the chip's fault.
+
+    Raises:
+        EnvironmentMissing: scipy is not installed.
+    """
+    if importlib.util.find_spec("scipy") is None:
+        raise EnvironmentMissing("conformance: the references need scipy, which is not installed; install haian[conformance]")
 
 
 def folder_of(report: str | os.PathLike[str]) -> Path | None:
@@ -307,8 +317,7 @@ def run(
     chosen = [find(case)] if case else cases(level, wanted, pair)
     if not chosen:
         raise ArgumentError(f"conformance: shard {shard} holds no case; there are fewer than {pair[0]}")
-    if importlib.util.find_spec("scipy") is None:
-        raise EnvironmentMissing("conformance: the references need scipy, which is not installed; install haian[conformance]")
+    need_references()
     allowed, folder = allowances.load(device), folder_of(report)
     child = Child(_serve, (make, (device,) if arguments is None else arguments, seed, allowed))
     try:

@@ -168,30 +168,30 @@ class Driver:
     # ---- required: core --------------------------------------------------------------------------------------------
     def device_count(self) -> int:
         """Devices present; the same number for the life of the process.  0 is a legal answer."""
-        raise NotImplementedError
+        raise Unsupported(f"{self.name}: no device_count; every driver needs it")
 
     def props(self, device: int) -> Capabilities:
-        raise NotImplementedError
+        raise Unsupported(f"{self.name}: no props; every driver needs it")
 
     def sync(self, device: int) -> None:
         """Wait for everything queued on the device."""
-        raise NotImplementedError
+        raise Unsupported(f"{self.name}: no sync; every driver needs it")
 
     def reset(self, device: int) -> None:
         """Drop all handles and allocations of the device and clear DeviceLost."""
-        raise NotImplementedError
+        raise Unsupported(f"{self.name}: no reset; every driver needs it")
 
     # ---- required: memory ------------------------------------------------------------------------------------------
     def alloc(self, device: int, nbytes: int, align: int = 0) -> int:
         """A device address of at least ``nbytes`` bytes.  OutOfMemory when there is none; ArgumentError for 0."""
-        raise NotImplementedError
+        raise Unsupported(f"{self.name}: no alloc; every driver needs it")
 
     def free(self, device: int, address: int) -> None:
-        raise NotImplementedError
+        raise Unsupported(f"{self.name}: no free; every driver needs it")
 
     def copy(self, device: int, desc: Copy, stream: int = 0) -> None:
         """Copy in stream order.  With stream 0, a synchronous copy."""
-        raise NotImplementedError
+        raise Unsupported(f"{self.name}: no copy; every driver needs it")
 
     # ---- optional: memory ------------------------------------------------------------------------------------------
     def fill(self, device: int, address: int, pattern: bytes, nbytes: int, stream: int = 0) -> None:

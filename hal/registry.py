@@ -172,6 +172,7 @@ class Registry:
             if self._ready:
                 return
             self._records, self._devices, self._by_name = [], [], {}
+            _validating()  # a wrong value is the user's error, not every adapter's
             wanted = _wanted()
             tries: list[tuple[str, str, Callable[[], Driver], Callable[[], Probe] | None]] = []
             for point in self._entry_points():
@@ -221,7 +222,7 @@ class Registry:
             count = driver.device_count()
             if not isinstance(count, int) or count < 0:
                 raise ArgumentError(f"adapter {driver.name!r}: device_count() gave {count!r}; needs 0 or more")
-            if os.environ.get("HAIAN_VALIDATE", "0") not in ("", "0"):
+            if _validating():
                 driver = validate(driver)
         except SystemExit as e:
             record.error = InternalError(f"adapter {name}: asked the process to end (SystemExit {e.code}); raise a HaianError instead")
@@ -241,6 +242,13 @@ class Registry:
         """What is known of an adapter that was asked for and is not there."""
         name = str(spec).partition(":")[0]
         return "".join(f" ({r.name} {r.status}: {r.error})" for r in self._records if r.name == name and r.error)
+
+
+def _validating() -> bool:
+    text = os.environ.get("HAIAN_VALIDATE") or "0"
+    if text not in ("0", "1"):
+        raise ArgumentError(f"HAIAN_VALIDATE={text}; needs 0 or 1")
+    return text == "1"
 
 
 def _wanted() -> set[str] | None:

@@ -17,7 +17,7 @@ from haian.bench import compare, machine, peers, report, roofline, runner, timer
 from haian.bench.cases import Case, cases
 from haian.bench.timer import Call, Timing
 from haian.hal.dtype import BY_NAME
-from haian.hal.errors import ArgumentError, HaianError
+from haian.hal.errors import ArgumentError, EnvironmentMissing, HaianError
 from haian.kernels.ops import OPS
 from haian.kernels.ops.record import Cost, In
 
@@ -142,8 +142,9 @@ def test_patterns_and_refusals():
     assert {c.record.name for c in cases("full", "softmax, mm*")} == {"softmax", "mm"}
     with pytest.raises(ArgumentError, match="fast"):
         cases("fast")
-    with pytest.raises(ArgumentError, match="no case"):
-        cases("quick", "nothing*")
+    for ops, words in (("nothing*", r"'nothing\*' matches no case"), ("exp,nosuch", "'nosuch' matches no case"), (",", "names nothing")):
+        with pytest.raises(ArgumentError, match=words):
+            cases("quick", ops)
 
 
 @pytest.mark.parametrize("layout", ["", "transposed"])
@@ -262,10 +263,30 @@ def test_a_faster_product_of_the_suite_raises_the_ceiling(ours):
     c = _ceilings()
     case = next(c for c in cases("quick", "matmul") if c.sample.name == "cube_1024" and c.dtype.name == "float32")
     row = runner.Row(case, "cpu:0", 1, {"haian": Timing(1, [1e9]), "torch": Timing(1, [1e7])})
-    runner._products(c, [row, replace(row, timings={"haian": Timing(1, [1e8])})])
+    runner._raise_ceilings(c, [row, replace(row, timings={"haian": Timing(1, [1e8])})])
     assert c.gflops["float32"] == pytest.approx(2 * 1024**3 / 1e7) and c.who["float32"].startswith("torch in matmul/cube_1024")
     runner.set_roofline(row, c)
     assert row.roofline_pct == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("op", "kinds"), [("sum", {"read", "copy"}), ("exp", {"copy"}), ("add", {"read", "copy"})])
+def test_a_faster_stream_of_the_suite_raises_the_ceiling(op, kinds):
+    c, before = _ceilings(), _ceilings()
+    case = next(x for x in cases("quick", op) if x.dtype.name == "float32")
+    fast = case.cost.bytes / (1.5 * c.bandwidth(case.cost.bytes, case.written))
+    row = runner.Row(case, "cpu:0", 1, {"haian": Timing(1, [fast]), "liar": Timing(1, [fast / 9])}, differs=["liar"])
+    runner._raise_ceilings(c, [row, replace(row, timings={"haian": Timing(1, [9 * fast])})])
+    runner.set_roofline(row, c)
+    assert c.bandwidth(case.cost.bytes, case.written) == pytest.approx(row.gbps) and row.roofline_pct <= 100.001
+    assert {k for k in c.gbps if c.gbps[k] != before.gbps[k]} == kinds
+    assert any(who == f"haian in {case.id}" for who in c.who.values())
+
+
+def test_a_disturbed_burst_does_not_lower_a_ceiling(monkeypatch):
+    rates = iter([10.0, 30.0, 20.0])
+    monkeypatch.setattr(roofline, "_burst", lambda *args: roofline.Ceilings({"read": [(1 << 20, r := next(rates))]}, {"float32": r}, {"read 1024 KiB": f"at {r}"}))
+    c = roofline.measure(None, [], [])
+    assert c.gbps == {"read": [(1 << 20, 30.0)]} and c.gflops == {"float32": 30.0} and c.who == {"read 1024 KiB": "at 30.0"}
 
 
 def test_ceilings_are_measured(ours, monkeypatch):
@@ -363,9 +384,13 @@ def test_compare(finished, tmp_path):
     assert "geometric mean of a/b over 3 rows: 2.000x" in said if len(data["benchmarks"]) == 3 else "2.000x" in said
     assert f"only in a: {dropped['op']}/{dropped['case']}" in said
     assert compare(path, path).count("1.00x") == len(data["benchmarks"]) + 1
-    (tmp_path / "c.json").write_text("{}")
-    with pytest.raises(ArgumentError, match="no rows|no bench"):
-        compare(path, tmp_path / "c.json")
+    assert compare(finished[0], finished[0]) == compare(path, path)  # folders
+    row = data["benchmarks"][0]
+    for broken in ({}, [1, 2], {**data, "benchmarks": []}, {**data, "benchmarks": [3]}, {**data, "benchmarks": [{**row, "stats": {}}]},
+                   {**data, "benchmarks": [{**row, "extra_info": {"op": "exp"}}]}, {"benchmarks": [row]}):
+        (tmp_path / "c.json").write_text(json.dumps(broken))
+        with pytest.raises(ArgumentError, match="no rows|no bench"):
+            compare(path, tmp_path / "c.json")
     with pytest.raises(ArgumentError, match="missing.json"):
         compare(path, tmp_path / "missing.json")
 
@@ -389,10 +414,23 @@ def test_simulated_devices_are_refused():
         runner.run("sim:0")
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "time_case", None)
+    monkeypatch.setattr(runner, "measure", None)
+    (tmp_path / "file").write_text("")
+    for wrong in ("/proc/nope", tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(ArgumentError, match="bench: .*cannot hold a report"):
+            runner.run(ops="exp", report=str(wrong))
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(EnvironmentMissing, match=r"jinja2.*haian\[bench\]"):
+        runner.run(ops="exp", report=str(tmp_path / "never"))
+    assert not (tmp_path / "never").exists()
+
+
 def test_thread_counts():
     assert runner.thread_counts("1,all") == list(dict.fromkeys([1, peers.host_threads()]))
     assert runner.thread_counts("2, 3", on_host=False) == [2]
-    for bad in ("0", "many", ""):
+    for bad in ("0", "many", "", "²", str(peers.host_threads() + 1)):
         with pytest.raises(ArgumentError, match="threads"):
             runner.thread_counts(bad)
 

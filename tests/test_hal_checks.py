@@ -27,7 +27,7 @@ from haian.conformance.hal_runner import check_driver, hal_cases, hal_counts, ru
 from haian.conformance.levels import HAL_LEVELS, granted_hal, hal_level
 from haian.conformance.runner import run
 from haian.hal.driver import DEVICE_TO_DEVICE, HOST_TO_DEVICE, PEER, Driver, PointerInfo
-from haian.hal.errors import ArgumentError, HaianError, OutOfMemory, OutOfRange, Unsupported
+from haian.hal.errors import ArgumentError, HaianError, InternalError, OutOfMemory, OutOfRange, Unsupported
 from haian.hal.validate import Validated
 from typer.testing import CliRunner
 
@@ -420,7 +420,7 @@ def test_no_device_is_not_present_and_never_passed(tmp_path):
 
 
 def test_a_driver_that_does_not_load_is_refused():
-    with pytest.raises(ArgumentError, match="InternalError: this plugin is broken"):
+    with pytest.raises(InternalError, match="this plugin is broken"):
         run_hal(loading._broken, quiet=True)
 
 

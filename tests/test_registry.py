@@ -201,6 +201,10 @@ def test_validation_by_environment(monkeypatch):
     assert all(isinstance(d.driver, Validated) for d in make(("zeta", "Twin")).devices())
     monkeypatch.setenv("HAIAN_VALIDATE", "0")
     assert not any(isinstance(d.driver, Validated) for d in make(("zeta", "Twin")).devices())
+    monkeypatch.setenv("HAIAN_VALIDATE", "foo")
+    for _ in range(2):
+        with pytest.raises(ArgumentError, match="HAIAN_VALIDATE=foo; needs 0 or 1"):
+            make(("zeta", "Twin")).devices()
 
 
 def test_broken_shared_objects_are_recorded(monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ Not here: what the commands do; each calls one function of its package.
 """
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import typer
 
 from . import __version__
 from .adapter_cli import adapter_app
-from .hal.errors import EnvironmentMissing, HaianError
+from .hal.errors import ArgumentError, HaianError
 from .terminal import ENVIRONMENT, FINDINGS, USAGE
 from .terminal import size as _bytes
 from .terminal import table as _table
@@ -28,6 +29,24 @@ app.add_typer(ops_app, name="ops")
 app.add_typer(conformance_app, name="conformance")
 app.add_typer(bench_app, name="bench")
 app.add_typer(adapter_app, name="adapter")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _face(version: bool = typer.Option(False, "--version", is_eager=True, callback=_version, help="Print the version.")) -> None:
+    pass
+
+
+def _filled(value: str | None) -> str:
+    """The text of an option, "" where it was left out; given as '' it would silently mean everything."""
+    if value is not None and not value.strip():
+        raise typer.BadParameter("is empty; leave the option out, or say which")
+    return value or ""
 
 
 @app.command()
@@ -100,6 +119,12 @@ def ops_list(as_json: bool = typer.Option(False, "--json", help="One JSON list, 
              "yes" if r["grad"] else "-", ", ".join(r["aten"][:2])] for r in rows])
 
 
+def _said(budget: Any) -> str:
+    """A budget's class and numbers; what is worked out from a call's shapes is named, not printed as a function."""
+    fields = [(f.name, getattr(budget, f.name)) for f in dataclasses.fields(budget)]
+    return f"{type(budget).__name__}({', '.join(f'{k} by the shapes' if callable(v) else f'{k}={v!r}' for k, v in fields)})"
+
+
 @ops_app.command("show")
 def ops_show(name: str) -> None:
     """Print one operator's record."""
@@ -107,7 +132,7 @@ def ops_show(name: str) -> None:
     record = _record(name)
     row = operator_row(record)
     print(docstring(record))
-    print(f"error class: {record.budget.letter} {record.budget}")
+    print(f"error class: {record.budget.letter} {_said(record.budget)}")
     print(f"kernels: C {'yes' if row['impl']['c'] else 'no'}, Triton {'yes' if row['impl']['triton'] else 'no'}; {row['cases']} cases")
     for sample in record.samples:
         shapes = ", ".join(str(i.shape) if hasattr(i, "shape") else str(i) for i in sample.inputs)
@@ -119,11 +144,11 @@ def ops_show(name: str) -> None:
 def conformance_run(device: str = typer.Option("cpu:0", help="Device under test, such as cuda:0; with --suite hal also an adapter's file: /opt/x/libx.so:0."),
                     level: str = typer.Option("core", help="core, inference, training, llm or full; with --suite hal L0, L1, L2 or L3, core is all."),
                     suite: str = typer.Option("ops", help="ops (the operators) or hal (the driver: 72 checks)."),
-                    ops: str = typer.Option("", help="Only these operators or checks, comma separated patterns: 'softmax,mm*', '14,hal/3*'."),
-                    case: str = typer.Option("", help="Only the case with this id."),
-                    shard: str = typer.Option("", help="i/n: the i-th of n equal parts."),
+                    ops: str = typer.Option(None, callback=_filled, help="Only these operators or checks, comma separated patterns: 'softmax,mm*', '14,hal/3*'."),
+                    case: str = typer.Option(None, callback=_filled, help="Only the case with this id."),
+                    shard: str = typer.Option(None, callback=_filled, help="i/n: the i-th of n equal parts."),
                     resume: bool = typer.Option(False, help="Keep the results already in the report."),
-                    report: str = typer.Option("", help="Folder for report.jsonl, report.xml and index.html."),
+                    report: str = typer.Option(None, callback=_filled, help="Folder for report.jsonl, report.xml and index.html."),
                     seed: int = typer.Option(0, help="Seed of the inputs."),
                     timeout_s: float | None = typer.Option(None, help="Time limit of one case in seconds; not given: 60 for operators, 20 for checks.")) -> None:
     """Run the suite on a device; exit code 1 when a case fails, 3 when there is no such device."""
@@ -137,7 +162,7 @@ def conformance_run(device: str = typer.Option("cpu:0", help="Device under test,
 
 
 @conformance_app.command("list")
-def conformance_list(level: str = "core", ops: str = "", suite: str = typer.Option("ops", help="ops or hal."),
+def conformance_list(level: str = "core", ops: str = typer.Option(None, callback=_filled), suite: str = typer.Option("ops", help="ops or hal."),
                      as_json: bool = typer.Option(False, "--json")) -> None:
     """List the cases of a level by id."""
     from .conformance import list_cases
@@ -147,7 +172,7 @@ def conformance_list(level: str = "core", ops: str = "", suite: str = typer.Opti
 
 @conformance_app.command("diff")
 def conformance_diff(old: Path, new: Path) -> None:
-    """Say what changed between two reports; exit code 1 when something got worse."""
+    """Say what changed between two reports; exit code 1 when something got worse, or is no longer there."""
     from .conformance import diff
     text, worse = diff(old, new)
     print(text)
@@ -168,9 +193,9 @@ def conformance_verify(report: Path) -> None:
 # ---- bench -----------------------------------------------------------------------------------------------------------------
 @bench_app.command("run")
 def bench_run(device: str = "cpu:0", suite: str = typer.Option("quick", help="quick, full, llm or vision."),
-              peers: str = typer.Option("torch,numpy,onnxruntime", help="Comma separated; absent ones are skipped and named."),
-              threads: str = typer.Option("1", help="1, all, or both: 1,all."), ops: str = "",
-              report: str = typer.Option("", help="Folder for bench.json and index.html.")) -> None:
+              peers: str = typer.Option("torch,numpy,onnxruntime", help="Comma separated; absent ones are skipped and named.  '': none."),
+              threads: str = typer.Option("1", help="1, all, or both: 1,all."), ops: str = typer.Option(None, callback=_filled, help="Only these operators, comma separated patterns: 'softmax,mm*'."),
+              report: str = typer.Option(None, callback=_filled, help="Folder for bench.json and index.html.")) -> None:
     """Time operators against the device's limits and against peers, interleaved."""
     from .bench import run
     print(run(device, suite=suite, peers=peers, threads=threads, ops=ops, report=report))
@@ -178,28 +203,48 @@ def bench_run(device: str = "cpu:0", suite: str = typer.Option("quick", help="qu
 
 @bench_app.command("compare")
 def bench_compare(a: Path, b: Path) -> None:
-    """Put two bench reports side by side."""
+    """Put two bench reports, folders or their bench.json, side by side."""
     from .bench import compare
     print(compare(a, b))
+
+
+# click's, or typer's own copy of it in later versions: the class that all wrong command lines derive from
+_UsageError = typer.BadParameter.__bases__[0]
+
+
+def _usage_line(error: Any) -> str:
+    """What is wrong with a command line, and where the right ones are listed, in one line."""
+    text = " ".join(error.format_message().split()).rstrip(".?").replace(". Did you", ", did you")
+    path = error.ctx.command_path if error.ctx else "haian"
+    return f"{text[:1].lower()}{text[1:]}; `{path} --help` lists what there is"
 
 
 def main() -> None:
     """Entry point: one-line errors, the exit codes above."""
     try:
-        app()
-    except EnvironmentMissing as error:
+        sys.exit(app(prog_name="haian", standalone_mode=False) or 0)
+    except _UsageError as error:
+        if "\n" in error.format_message():  # `haian bench` and nothing more: its help page
+            print(error.format_message(), file=sys.stderr)
+        else:
+            print(f"haian: {_usage_line(error)}", file=sys.stderr)
+        sys.exit(USAGE)
+    except typer.Abort:
+        sys.exit(130)  # interrupted
+    except BrokenPipeError:
+        sys.exit(0)
+    except ArgumentError as error:
+        print(f"haian: {error}", file=sys.stderr)
+        sys.exit(USAGE)
+    except HaianError as error:  # what was asked for is right; the device, its driver or an installed package is not
         print(f"haian: {error}", file=sys.stderr)
         sys.exit(ENVIRONMENT)
     except ImportError as error:
         print(f"haian: {error}; install the extra that brings it (see `haian doctor`)", file=sys.stderr)
         sys.exit(ENVIRONMENT)
-    except HaianError as error:
-        print(f"haian: {error}", file=sys.stderr)
-        sys.exit(USAGE)
-    except BrokenPipeError:
-        sys.exit(0)
     except OSError as error:
-        print(f"haian: {error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"haian: {where}{error.strerror or error}; `haian doctor` says what there is", file=sys.stderr)
         sys.exit(ENVIRONMENT)
 
 

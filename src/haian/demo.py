@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .hal.errors import ArgumentError, HaianError
 from .hal.registry import devices
 
 
@@ -25,23 +26,40 @@ def _chosen() -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs everything; 0 when every device conforms, 1 otherwise."""
+    """Runs everything; 0 when every device conforms, 1 otherwise, 2 wrong arguments, 3 something is not installed."""
+    try:
+        return _run(argv)
+    except HaianError as error:
+        print(f"haian.demo: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ArgumentError) else 3
+
+
+def _run(argv: list[str] | None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--report", type=Path, default=Path("report"))
     parser.add_argument("--level", default="core", help="conformance level (default core)")
     given = parser.parse_args(argv)
     from .bench import run as bench_run
     from .conformance import run as conformance_run
+    from .conformance.levels import included
+    from .conformance.runner import folder_of, need_references
     from .reporting.page import Cell, Facts, Note, Section, Table, render
 
     started = time.monotonic()
-    given.report.mkdir(parents=True, exist_ok=True)
+    included(given.level)
+    need_references()
+    folder_of(given.report)
     summaries: list[Any] = []
     rows: list[list[object]] = []
     for name in _chosen():
         folder = name.replace(":", "_")
         print(f"conformance on {name} ...", flush=True)
-        summary = conformance_run(name, level=given.level, report=str(given.report / folder))
+        try:
+            summary = conformance_run(name, level=given.level, report=str(given.report / folder))
+        except HaianError as error:  # one device that does not answer is a row, not the end
+            print(f"  {error}", flush=True)
+            rows.append([name, "-", "-", "-", "none", "-", Cell(f"not run: {error}", "bad"), ""])
+            continue
         summaries.append(summary)
         print(f"  {summary}", flush=True)
         count = summary.counts
@@ -55,7 +73,12 @@ def main(argv: list[str] | None = None) -> int:
             continue
         print(f"benchmark on {name} ...", flush=True)
         folder = f"bench_{name.replace(':', '_')}"
-        result = bench_run(name, suite="quick", report=str(given.report / folder))
+        try:
+            result = bench_run(name, suite="quick", report=str(given.report / folder))
+        except HaianError as error:
+            print(f"  {error}", flush=True)
+            benches.append([name, f"not run: {error}", ""])
+            continue
         print(result, flush=True)
         benches.append([name, "quick suite", f"{folder}/index.html"])
     seconds = time.monotonic() - started
@@ -67,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     index = given.report / "index.html"
     index.write_text(page)
     print(f"{index}: {sum(s.counts.get('pass', 0) for s in summaries)} cases passed on {len(summaries)} devices, {seconds:.0f} s")
-    return 0 if all(s.ok for s in summaries) else 1
+    return 0 if len(summaries) == len(rows) and all(s.ok for s in summaries) else 1
 
 
 if __name__ == "__main__":
