@@ -342,7 +342,7 @@ static void R_(causal_rows)(void *ctx, int64_t lo, int64_t hi) {
                  c->weight->stride[1], width);
     R_(tap_row)(line, offset, weight, width, bias ? R_(load_one)(bias, c->x->dtype) : 0, row, length);
     if (c->silu)
-      for (int64_t q = 0; q < length; q++) row[q] = row[q] / (1 + R_(exp)(-row[q]));
+      for (int64_t q = 0; q < plane_up(length, R_LANES); q++) row[q] = row[q] / (1 + R_(exp)(-row[q]));
     R_(store_row)((char *)c->y->data + (b * c->y->stride[0] + ch * c->y->stride[1]) * item, row, c->x->dtype,
                   c->y->stride[2], length);
   }

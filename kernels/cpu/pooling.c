@@ -19,7 +19,7 @@ typedef struct pooling {
   plane g;
   int64_t xs[5], ys[5], is[5];
   char *x, *y, *index;
-  int64_t *offset;                          /* [taps] in a padded plane */
+  int64_t *offset, *step;                   /* [taps] in a padded plane, in the image */
   int64_t *first[3], *seen[3], *counted[3]; /* [out] of each axis: first position, how many, how many count */
 } pooling;
 
@@ -155,17 +155,20 @@ static int32_t check_dx(const pooling *p, const haian_tensor *dx, const haian_te
 /* every index inside an image; walks them in their own order */
 static int32_t check_indices(const pooling *p, const haian_tensor *index, int axes) {
   const plane_axis *a = p->g.axis;
-  const int64_t size = a[0].in * a[1].in * a[2].in, each = a[0].out * a[1].out * a[2].out;
+  const int64_t size = a[0].in * a[1].in * a[2].in;
   int64_t s[5];
   strides_of(s, index, axes);
   for (int64_t i = 0; i < p->planes; i++)
-    for (int64_t q = 0; q < each; q++) {
-      const int64_t w = q % a[2].out, h = q / a[2].out % a[1].out, d = q / a[2].out / a[1].out;
-      const int64_t v =
-          ((const int64_t *)
-               index->data)[i / p->channels * s[0] + i % p->channels * s[1] + d * s[2] + h * s[3] + w * s[4]];
-      HAIAN_REQUIRE(v >= 0 && v < size, HAIAN_INDEX, "%s: index %lld at position %lld is outside 0 <= index < %lld",
-                    p->op, (long long)v, (long long)(i * each + q), (long long)size);
+    for (int64_t row = 0; row < a[0].out * a[1].out; row++) {
+      const int64_t at =
+          i / p->channels * s[0] + i % p->channels * s[1] + row / a[1].out * s[2] + row % a[1].out * s[3];
+      const int64_t *v = (const int64_t *)index->data + at;
+      uint64_t most = 0; /* negative ones are the largest */
+      for (int64_t w = 0; w < a[2].out; w++) most = (uint64_t)v[w * s[4]] > most ? (uint64_t)v[w * s[4]] : most;
+      for (int64_t w = 0; most >= (uint64_t)size && w < a[2].out; w++)
+        HAIAN_REQUIRE(v[w * s[4]] >= 0 && v[w * s[4]] < size, HAIAN_INDEX,
+                      "%s: index %lld at position %lld is outside 0 <= index < %lld", p->op, (long long)v[w * s[4]],
+                      (long long)((i * a[0].out * a[1].out + row) * a[2].out + w), (long long)size);
     }
   return HAIAN_OK;
 }
@@ -181,7 +184,7 @@ static int64_t grain_of(const pooling *p) {
 static void *make_tables(pooling *p, bool adaptive, bool with_pad) {
   plane_axis *a = p->g.axis;
   p->taps = adaptive ? 1 : a[0].kernel * a[1].kernel * a[2].kernel;
-  int64_t *memory = malloc((size_t)(3 * (a[0].out + a[1].out + a[2].out) + p->taps) * 8), *next = memory;
+  int64_t *memory = malloc((size_t)(3 * (a[0].out + a[1].out + a[2].out) + 2 * p->taps) * 8), *next = memory;
   if (!memory) return NULL;
   for (int i = 0; i < 3; i++) {
     p->first[i] = next;
@@ -200,10 +203,14 @@ static void *make_tables(pooling *p, bool adaptive, bool with_pad) {
     }
   }
   p->offset = next;
+  p->step = next + p->taps;
   if (adaptive) return memory;
   plane_of_windows(&p->g);
-  for (int64_t t = 0; t < p->taps; t++)
-    p->offset[t] = plane_tap(&p->g, t / (a[1].kernel * a[2].kernel), t / a[2].kernel % a[1].kernel, t % a[2].kernel);
+  for (int64_t t = 0; t < p->taps; t++) {
+    const int64_t d = t / (a[1].kernel * a[2].kernel), h = t / a[2].kernel % a[1].kernel, w = t % a[2].kernel;
+    p->offset[t] = plane_tap(&p->g, d, h, w);
+    p->step[t] = (d * a[0].dilation * a[1].in + h * a[1].dilation) * a[2].in + w * a[2].dilation;
+  }
   return memory;
 }
 

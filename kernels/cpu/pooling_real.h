@@ -45,15 +45,12 @@ static void R_(top_of_rows)(REAL *line, const REAL *const *row, int rows, int64_
   }
 }
 
-/* position in the image of tap t of result (d, h, w), all inside or the first tap that is */
-static int64_t R_(place)(const pooling *p, int64_t t, int64_t d, int64_t h, int64_t w) {
+/* position in the image of the first tap of result (d, h, w) that lies inside it */
+static int64_t R_(first_inside)(const pooling *p, int64_t d, int64_t h, int64_t w) {
   const plane_axis *a = p->g.axis;
   int64_t at[3] = {d * a[0].stride - a[0].pad, h * a[1].stride - a[1].pad, w * a[2].stride - a[2].pad};
-  const int64_t tap[3] = {t / (a[1].kernel * a[2].kernel), t / a[2].kernel % a[1].kernel, t % a[2].kernel};
-  for (int i = 0; i < 3; i++) {
-    if (t >= 0) at[i] += tap[i] * a[i].dilation;
-    else if (at[i] < 0) at[i] += (-at[i] + a[i].dilation - 1) / a[i].dilation * a[i].dilation;
-  }
+  for (int i = 0; i < 3; i++)
+    if (at[i] < 0) at[i] += (-at[i] + a[i].dilation - 1) / a[i].dilation * a[i].dilation;
   return (at[0] * a[1].in + at[1]) * a[2].in + at[2];
 }
 
@@ -91,7 +88,11 @@ static void R_(window_planes)(void *ctx, int64_t lo, int64_t hi) {
         } else {
           R_(max_index_row)(window, p->offset, p->taps, row, best, n);
           int64_t *index = (int64_t *)(void *)at.index + d * p->is[2] + h * p->is[3];
-          for (int64_t w = 0; w < n; w++) index[w * p->is[4]] = R_(place)(p, best[w], d, h, w);
+          const int64_t from =
+              ((d * a[0].stride - a[0].pad) * a[1].in + h * a[1].stride - a[1].pad) * a[2].in - a[2].pad;
+          for (int64_t w = 0; w < n; w++)
+            index[w * p->is[4]] =
+                best[w] < 0 ? R_(first_inside)(p, d, h, w) : from + w * a[2].stride + p->step[best[w]];
         }
         R_(store_row)(at.y + (d * p->ys[2] + h * p->ys[3]) * p->item, row, p->dtype, p->ys[4], n);
       }
@@ -143,6 +144,10 @@ static void R_(row_planes)(void *ctx, int64_t lo, int64_t hi) {
 /* the whole plane at x, packed */
 static void R_(load_plane)(REAL *dst, const pooling *p, const char *x) {
   const plane_axis *a = p->g.axis;
+  if (p->xs[4] == 1 && p->xs[3] == a[2].in && (a[0].in == 1 || p->xs[2] == a[1].in * a[2].in)) {
+    R_(load_row)(dst, x, p->dtype, 1, a[0].in * a[1].in * a[2].in);
+    return;
+  }
   for (int64_t d = 0; d < a[0].in; d++)
     for (int64_t h = 0; h < a[1].in; h++)
       R_(load_row)(dst + (d * a[1].in + h) * a[2].in, x + (d * p->xs[2] + h * p->xs[3]) * p->item, p->dtype, p->xs[4],

@@ -11,6 +11,7 @@
 enum { KIND_TENSOR, KIND_TENSORS, KIND_INT, KIND_FLOAT, KIND_BOOL, KIND_INTS, KIND_DTYPE, KIND_CHOICE };
 enum { RULE_PYTHON, RULE_SAME, RULE_BROADCAST, RULE_REDUCE };
 enum { MODE_KERNEL, MODE_PYTHON };
+enum { MAX_INTS = 8 }; /* lists of integers in one call: convolution_backward has 6 */
 enum { MAX_PARAMS = 24, MAX_KEY = HAIAN_MAX_OPERANDS + HAIAN_MAX_ATTRS, N_PLANS = 64, MAX_OUT = 6, MAX_CHOICES = 6 };
 enum {
   GIL_CUTOFF = 1 << 14
@@ -61,7 +62,7 @@ typedef struct {
   haian_tensor *in[HAIAN_MAX_OPERANDS];
   PyObject *in_obj[HAIAN_MAX_OPERANDS];
   haian_attr attr[HAIAN_MAX_ATTRS];
-  int64_t ints[4][2 * HAIAN_MAX_RANK];
+  int64_t ints[MAX_INTS][2 * HAIAN_MAX_RANK];
   int n_in, n_ints;
   PyObject *out;
   PyObject **held; /* references released when the call ends: the plan's callable, a list argument as a tuple */
@@ -94,7 +95,7 @@ static int bind_attr(const param *p, PyObject *v, bound *b) {
       a->i = v == Py_True;
       break;
     case KIND_INTS: {
-      if (b->n_ints >= 4) return 0;
+      if (b->n_ints >= MAX_INTS) return 0;
       int64_t *out = b->ints[b->n_ints];
       if (PyBool_Check(v)) return 0;
       if (PyLong_Check(v)) {
