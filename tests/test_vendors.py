@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 import pytest
 import standins
+from haian.adapters.engine.library import parse
 from haian.conformance import allowances
 from haian.hal.driver import Copy, Driver, Launch
 from haian.hal.errors import ArgumentError, NotReady, OutOfMemory, Unsupported
-from standins.traps import INVISIBLE, TRAPS
+from standins.traps import INVISIBLE, TRAPS, two_threads
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="stand-ins are compiled: no C compiler here")
 CHILDREN = 4  # most of a check is waiting
@@ -100,30 +101,19 @@ def _declared() -> list[str]:
 @pytest.mark.parametrize("vendor", list(standins.STANDINS))
 def test_each_thread_has_its_own_device(vendor):
     """Two threads, two devices, turn by turn: no call lands on the other thread's device."""
-    driver, turns = standins.driver(vendor), [threading.Semaphore(1), threading.Semaphore(0)]
-    seen: dict[int, bool] = {}
+    driver = standins.driver(vendor)
+    before = [driver.mem_info(d) for d in (0, 1)] if driver.offers("mem_info") else []
+    assert two_threads(driver)
+    assert not before or before == [driver.mem_info(d) for d in (0, 1)]
 
-    def work(device: int) -> None:
-        sizes = []
-        for step in range(6):
-            turns[device].acquire()
-            sizes.append(driver.alloc(device, 4096))
-            data, back = np.full(4096, 10 * device + step, np.uint8), np.zeros(4096, np.uint8)
-            driver.copy(device, Copy("h2d", sizes[-1], data.ctypes.data, 4096))
-            driver.copy(device, Copy("d2h", back.ctypes.data, sizes[-1], 4096))
-            seen[device] = seen.get(device, True) and np.array_equal(data, back)
-            turns[1 - device].release()
-        for address in sizes:
-            driver.free(device, address)
 
-    workers = [threading.Thread(target=work, args=(d,)) for d in (0, 1)]
-    before = [driver.mem_info(d)[0] for d in (0, 1)] if driver.offers("mem_info") else []
-    for w in workers:
-        w.start()
-    for w in workers:
-        w.join(30)
-    assert seen == {0: True, 1: True}
-    assert not before or before == [driver.mem_info(d)[0] for d in (0, 1)]
+@pytest.mark.parametrize("vendor", ["ascend", "cambricon", "kunlunxin"])
+def test_lines_of_the_tables(vendor):
+    table = type(standins.driver(vendor)).table
+    assert all(parse(call, spec, table.own) for call, spec in table.calls.items())
+    with pytest.raises(ArgumentError):
+        parse("soc", "f()")  # a call of one vendor only
+    assert not standins.driver(vendor).missing
 
 
 # ---- what the stand-ins of the three answer, in their vendors' numbers ---------------------------------------------------------

@@ -62,13 +62,14 @@ STANDINS: dict[str, tuple[str, dict[str, str], str]] = {
 }
 
 
-def build(name: str) -> Path:
-    """The path of a stand-in library, compiled now unless its sources were compiled before.
+def build(name: str, **more: str) -> Path:
+    """The path of a stand-in library, compiled now unless its sources were compiled before; more: further definitions.
 
     Raises:
         FileNotFoundError: no C compiler.  subprocess.CalledProcessError: it refused.
     """
     front, definitions, library = STANDINS[name]
+    definitions = definitions | more
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if not compiler:
         raise FileNotFoundError("stand-ins need a C compiler (cc, gcc or clang); install one")
