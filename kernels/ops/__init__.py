@@ -1,9 +1,8 @@
 """The standard's operators: importing this fills OPS, one record an operator.  Not here: any way of computing them."""
 from __future__ import annotations
 
-from . import (attention, batch_norm, gated, index, loss, matmul, norm, pointwise, pointwise_activation, pointwise_elementary, pointwise_grad,
-               random, reduce, shape, softmax)
+from . import attention, batch_norm, index, loss, matmul, norm, pointwise, pointwise_grad, random, reduce, shape, softmax
 from .record import OPS
 
-__all__ = ["OPS", "attention", "batch_norm", "index", "loss", "matmul", "norm", "pointwise", "pointwise_activation", "pointwise_elementary", "pointwise_grad", "random",
+__all__ = ["OPS", "attention", "batch_norm", "index", "loss", "matmul", "norm", "pointwise", "pointwise_grad", "random",
            "reduce", "shape", "softmax"]
