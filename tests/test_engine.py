@@ -680,6 +680,6 @@ def test_doctor_says_what_is_unconfirmed_and_where_it_looked(tmp_path):
     (tmp_path / "lib").mkdir()
     shutil.copy(standins.build("metax"), tmp_path / "lib" / "libmcruntime.so")
     env = os.environ | {"MACA_PATH": str(tmp_path), "HAIAN_ADAPTERS": "metax,hip"}
-    said = subprocess.run([sys.executable, "-m", "haian.cli", "doctor"], env=env, cwd=tmp_path, capture_output=True, text=True).stdout
+    said = subprocess.run([sys.executable, "-m", "haian.cli", "doctor", "--verbose"], env=env, cwd=tmp_path, capture_output=True, text=True).stdout
     assert "metax:0 (stand-in C500)" in said and "counted in a copy of the enum" in said
     assert "no libamdhip64.so" in said and "/opt/rocm/lib" in said

@@ -1,6 +1,7 @@
 """A child process that runs the HAL suite, or some traps, over stand-ins, and prints one line of JSON a result.
 
-    python tests/standins/suite.py suite VENDOR          python tests/standins/suite.py traps NUMBER OF_HOW_MANY
+    python tests/standins/suite.py suite VENDOR [PATTERN_NOT_RUN ...]
+    python tests/standins/suite.py traps NUMBER OF_HOW_MANY
 """
 from __future__ import annotations
 
@@ -11,27 +12,21 @@ from pathlib import Path
 __all__ = ["suite"]
 
 
-def suite(vendor: str) -> list[dict[str, object]]:
-    """The lines of a run; what the adapter's conformance.toml calls not offered is not run, and says so."""
-    from haian.conformance import allowances
+def suite(vendor: str, excused: list[str]) -> list[dict[str, object]]:
+    """The lines of a run; cases that ``excused`` means are not run, and are lines without a message."""
     from haian.conformance.hal_runner import check_driver, hal_cases
 
     import standins
 
-    rules = allowances.load(vendor.partition("-")[0]).not_offered
-    chosen, excused = [], []
-    for case in hal_cases():
-        reason = next((r.reason for r in rules if case.matches(r.cases)), "")
-        if reason:
-            excused.append({"id": case.id, "result": "not-offered", "message": f"conformance.toml: {reason}"})
-        else:
-            chosen.append(case)
-    return [*check_driver(standins.driver, (vendor,), chosen=chosen), *excused]
+    cases = hal_cases()
+    absent = [c for c in cases if any(c.matches(p) for p in excused)]
+    ran = check_driver(standins.driver, (vendor,), chosen=[c for c in cases if c not in absent])
+    return [*ran, *({"id": c.id, "result": "not-offered", "message": ""} for c in absent)]
 
 
 def main(what: str, *words: str) -> None:
     if what == "suite":
-        for line in suite(words[0]):
+        for line in suite(words[0], list(words[1:])):
             print(json.dumps(line))
         return
     from standins.traps import TRAPS, caught
