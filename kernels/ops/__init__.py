@@ -1,7 +1,20 @@
 """The standard's operators: importing this fills OPS, one record an operator.  Not here: any way of computing them."""
 from __future__ import annotations
 
-from . import attention, batch_norm, index, loss, matmul, norm, pointwise, pointwise_grad, random, reduce, shape, softmax
+from . import (
+           attention,
+           batch_norm,
+           index,
+           loss,
+           matmul,
+           norm,
+           pointwise,
+           pointwise_grad,
+           random,
+           reduce,
+           shape,
+           softmax,
+)
 from .record import OPS
 
 __all__ = ["OPS", "attention", "batch_norm", "index", "loss", "matmul", "norm", "pointwise", "pointwise_grad", "random",
