@@ -134,7 +134,7 @@ def write(folder: Path, summary: Summary) -> Path:
 
 
 # What compare reads of a row, and what can be compared with it.
-_ROW = {"op": str, "case": str, "dtype": str, "threads": int, "roofline_pct": (int, float, type(None))}
+_ROW: dict[str, Any] = {"op": str, "case": str, "dtype": str, "threads": int, "roofline_pct": (int, float, type(None))}
 
 
 def _is_row(b: Any) -> bool:

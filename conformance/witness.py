@@ -149,6 +149,10 @@ def torch_target() -> FunctionTarget:
     def like(x, y):
         return y.to(x.dtype)
 
+    def grouped(x, groups, w, b, eps):
+        weight, bias = wide_weights(w, b)
+        return like(x, torch.group_norm(wide(x)[0], groups, weight, bias, eps))
+
     def batch(x, *rest):
         """Running statistics that are not kept stand in as any."""
         x, w, b, m, v = wide(x, *rest)
@@ -238,12 +242,8 @@ def torch_target() -> FunctionTarget:
         "fused_rms_norm": rms_statistics,
         "native_layer_norm": native_layer_norm,
         "native_layer_norm_backward": layer_norm_backward,
-        "group_norm": lambda x, w, b, *, num_groups, eps: like(
-            x, torch.group_norm(wide(x)[0], num_groups, *wide_weights(w, b), eps)
-        ),
-        "instance_norm": lambda x, w, b, *, eps: like(
-            x, torch.group_norm(wide(x)[0], x.shape[1], *wide_weights(w, b), eps)
-        ),
+        "group_norm": lambda x, w, b, *, num_groups, eps: grouped(x, num_groups, w, b, eps),
+        "instance_norm": lambda x, w, b, *, eps: grouped(x, x.shape[1], w, b, eps),
         "native_group_norm": lambda x, w, b, *, N, C, HxW, group, eps: aten.native_group_norm(
             *wide(x, w, b), N, C, HxW, group, eps
         ),

@@ -511,7 +511,7 @@ def _back_elemt(x, g, w, b):
     return (In(x), In(x), *_given_stats(x), _vector(w, x), *sums, In((3,), "int", "int32", values=(7, 9, 33))), {}
 
 
-def _gather(devices, channels, running=True, values=None):
+def _gather(devices, channels, running=True, values=None) -> tuple[tuple[In | None, ...], dict[str, Any]]:
     s = (devices, channels)
     kept = (In((channels,), "uniform"), In((channels,), "positive")) if running else (None, None)
     counts = In((devices,), "positive", "acc", values=values)
@@ -673,7 +673,7 @@ op("batch_norm_gather_stats_with_counts(Tensor x, Tensor mean, Tensor invstd, Te
    budget=Conditioned(k=4, terms=lambda x, mean, *_, **__: mean.shape[0]),
    samples=[Sample("one", *_gather(1, 1)), Sample("four_devices", *_gather(4, 33, values=(7, 1, 12, 5))),
             Sample("plain", *_gather(3, 5, False)), Sample("wide", *_gather(2, 1025)), Sample("many_devices", *_gather(67, 3)),
-            Sample("no_channels", *_gather(3, 0)), Sample("resnet_sync", *_gather(8, 2048), "ResNet-50 on 8 devices", "training", ("full",))],
+            Sample("no_channels", *_gather(3, 0)), Sample("resnet_sync", *_gather(8, 2048), model="ResNet-50 on 8 devices", level="training", bench=("full",))],
    bad=(Bad("mean_shape", (_X, In((3, 5), dtype="acc"), In((3, 6), dtype="acc"), None, None, In((3,), dtype="acc")), ShapeError,
             ("mean", "(3, 5)", "(3, 6)"), {"momentum": 0.1, **_EPS}),
         Bad("counts_shape", (_X, In((3, 6), dtype="acc"), In((3, 6), dtype="acc"), None, None, In((), dtype="acc")), ShapeError,

@@ -209,7 +209,7 @@ def bench_compare(a: Path, b: Path) -> None:
 
 
 # click's, or typer's own copy of it in later versions: the class that all wrong command lines derive from
-_UsageError = typer.BadParameter.__bases__[0]
+_UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def _usage_line(error: Any) -> str:
