@@ -142,6 +142,12 @@ def _table(torch: Any) -> dict[str, _Build]:
         "native_layer_norm_backward": new(  # on the host it wants the statistics in x's dtype
             aten.native_layer_norm_backward.default,
             lambda i, a: (i[0], i[1], a["normalized_shape"], *(t.to(i[1].dtype) for t in i[2:4]), *i[4:], [True, True, True])),
+        "group_norm": new(torch.group_norm, lambda i, a: (i[0], a["num_groups"], i[1], i[2], a["eps"])),
+        "instance_norm": new(torch.group_norm, lambda i, a: (i[0], i[0].shape[1], i[1], i[2], a["eps"])),
+        "native_group_norm": new(torch.native_group_norm, lambda i, a: (*i, a["N"], a["C"], a["HxW"], a["group"], a["eps"])),
+        "native_group_norm_backward": new(
+            aten.native_group_norm_backward.default,
+            lambda i, a: (*i[:2], *(t.to(i[1].dtype) for t in i[2:4]), i[4], a["N"], a["C"], a["HxW"], a["group"], [True, True, True])),
         "rms_norm": rms,
         "fused_rms_norm": new(aten._fused_rms_norm.default, lambda i, a: (i[0], a["normalized_shape"], i[1], a["eps"])),
         "fused_rms_norm_backward": new(aten._fused_rms_norm_backward.default,

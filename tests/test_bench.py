@@ -166,13 +166,17 @@ CHECKS = [c for suite in ("full", "calls") for c in cases(suite)]
 @pytest.mark.parametrize("name", list(dict.fromkeys(c.record.name for c in CHECKS)))
 def test_peers_agree(ours, peer, name):
     agreed = 0
-    for case in (small(c) if c.suite != "calls" else c for c in CHECKS if c.record.name == name):
+    # groups divide channels and HxW is their product: batch_norm's cases stay as they are
+    whole = OPS[name].family == "batch_norm"
+    for case in (c if c.suite == "calls" or whole else small(c) for c in CHECKS if c.record.name == name):
         calls, row = runner.contestants(case, ours, [peer])
         assert not row.differs, case.id
         agreed += peer.name in calls
         assert (peer.name in calls) != (peer.name in row.missing)
     # what a peer must not silently lose
-    if peer.name == "torch" and name != "fused_rms_norm_backward" or name in ("add", "exp", "sum", "matmul"):
+    # (torch's batch norms update statistics in place, which is not what the standard's operators return: no peer yet)
+    no_peer = name == "fused_rms_norm_backward" or "batch_norm" in name
+    if peer.name == "torch" and not no_peer or name in ("add", "exp", "sum", "matmul"):
         assert agreed
 
 
