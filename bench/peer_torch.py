@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.ops import OPS
 from .peers import Peer, Refusal, Work
 from .timer import Call
 
@@ -14,7 +15,9 @@ __all__ = ["Torch"]
 
 _SAME = ("neg", "abs", "sign", "maximum", "minimum", "exp", "log", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "tanh", "sigmoid", "erf",
          "mul", "div", "pow", "lerp", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "bitwise_and",
-         "bitwise_or", "bitwise_xor", "bitwise_not", "matmul", "mm", "bmm")  # torch.NAME(*inputs, out=)
+         "bitwise_or", "bitwise_xor", "bitwise_not", "matmul", "mm", "bmm", "floor", "ceil", "trunc", "fmod", "remainder", "floor_divide",
+         "expm1", "exp2", "log1p", "log2", "log10", "logaddexp", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh",
+         "atanh", "erfinv", "signbit", "logical_xor")  # torch.NAME(*inputs, out=)
 _REDUCTION = {"none": 0, "mean": 1, "sum": 2}
 _Build = Callable[[tuple, tuple, dict[str, Any]], "Call | list[Call]"]
 
@@ -84,6 +87,32 @@ def _table(torch: Any) -> dict[str, _Build]:
         """An operator that makes its own result; kwargs: torch's name -> the attribute's."""
         return lambda i, o, a: Call(fn, args(i, a), {k: a[v] for k, v in kwargs.items()}, allocates=True)
 
+    def nn_out(name: str) -> _Build:
+        return lambda i, o, a: Call(getattr(nn, name), (*i, *own(name, a).values()), {"out": o[0]})
+
+    def own(name: str, a: dict[str, Any]) -> dict[str, Any]:
+        """The operator's attributes without its tensors, in schema order."""
+        return {p.name: a[p.name] for p in OPS[name].attrs}
+
+    def pairs(a: dict[str, Any], axes: int) -> dict[str, Any]:
+        """Attributes with one number an axis: aten wants them all."""
+        return {k: list(v) * axes if len(v) == 1 else list(v) for k, v in a.items() if isinstance(v, tuple)}
+
+    def convolution_back(i: tuple, a: dict[str, Any]) -> tuple:
+        rest = {k: v for k, v in own("convolution_backward", a).items() if k not in ("bias_sizes", "output_mask")}
+        return (*i, [i[0].shape[1]], *rest.values(), [bool(m) for m in a["output_mask"]])
+
+    def pool(name: str) -> _Build:
+        fn = getattr(aten, "_" + name if name.startswith("adaptive_avg") and "1d" not in name else name)
+        axes = int(name[name.index("pool") + 4])
+
+        def args(i: tuple, a: dict[str, Any]) -> tuple:
+            mine = own(name, a)
+            given = tuple((mine | pairs(mine, axes)).values())
+            return (*i[:2], *given, i[2]) if name.startswith("max") and name.endswith("backward") else (*i, *given)
+
+        return new(fn, args)
+
     def nll(i: tuple, o: tuple, a: dict[str, Any]) -> Call:
         return Call(nn.nll_loss, (*i, _REDUCTION[a["reduction"]], a["ignore_index"]), {"out": o[0]})
 
@@ -148,6 +177,19 @@ def _table(torch: Any) -> dict[str, _Build]:
         "native_group_norm_backward": new(
             aten.native_group_norm_backward.default,
             lambda i, a: (*i[:2], *(t.to(i[1].dtype) for t in i[2:4]), i[4], a["N"], a["C"], a["HxW"], a["group"], [True, True, True])),
+        **{name: new(getattr(torch, name), lambda i, a: i) for name in ("isnan", "isinf", "isfinite")},
+        **{name: nn_out(name) for name in ("elu", "leaky_relu", "hardswish", "hardsigmoid", "hardtanh", "softplus")},
+        "elu_backward": new(aten.elu_backward.default, lambda i, a: (i[0], a["alpha"], a["scale"], a["input_scale"], bool(a["is_result"]), i[1])),
+        "leaky_relu_backward": new(aten.leaky_relu_backward.default, lambda i, a: (*i, a["negative_slope"], False)),
+        "hardswish_backward": new(aten.hardswish_backward.default, lambda i, a: i),
+        "hardsigmoid_backward": new(aten.hardsigmoid_backward.default, lambda i, a: i),
+        "hardtanh_backward": new(aten.hardtanh_backward.default, lambda i, a: (*i, a["min_val"], a["max_val"])),
+        "softplus_backward": new(aten.softplus_backward.default, lambda i, a: (*i, a["beta"], a["threshold"])),
+        "convolution": new(aten.convolution.default, lambda i, a: (*i, *own("convolution", a).values())),
+        "convolution_backward": new(aten.convolution_backward.default, convolution_back),
+        "im2col": new(aten.im2col.default, lambda i, a: (*i, *pairs(own("im2col", a), 2).values())),
+        "col2im": new(aten.col2im.default, lambda i, a: (*i, *pairs(own("col2im", a), 2).values())),
+        **{name: pool(name) for name in OPS if OPS[name].family == "pool"},
         "rms_norm": rms,
         "fused_rms_norm": new(aten._fused_rms_norm.default, lambda i, a: (i[0], a["normalized_shape"], i[1], a["eps"])),
         "fused_rms_norm_backward": new(aten._fused_rms_norm_backward.default,

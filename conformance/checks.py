@@ -192,11 +192,13 @@ def _probe(run: Run) -> Verdict:
     rule, specs = run.op.budget, _each(lambda x: _spec(x), tuple(arrays))
     assert isinstance(rule, Reduction)  # only sums have a probe
     n = int(rule.terms(*specs, **run.attrs)) if rule.terms else 1
-    factors = _factors(run.op, arrays)
+    factors, ones = _factors(run.op, arrays), _ones(run)
     for i, x in enumerate(arrays):
         if isinstance(x, np.ndarray) and to_dtype(x.dtype) is run.dt and run.sample.inputs[i].values is None:
             axis, turn = factors.get(i, (None, 0))
             arrays[i] = memory.integers(x.shape, run.dt, n, run.rng, axis, turn)
+            if i in ones:
+                arrays[i] = np.where(x < 0, -1, 1).astype(x.dtype)
     return _compare(run, run.placed(tuple(arrays)), probe=True)
 
 
@@ -209,6 +211,17 @@ def _factors(op: Op, arrays: list) -> dict[int, tuple[int, int]]:
         return {0: (-1, 0), names.index("weight"): (-1, 1)}
     a, b = (0, 1) if len(names) == 2 else (1, 2)
     return {a: (-1, 0), b: (-2 if arrays[b].ndim > 1 else -1, 1)}
+
+
+def _ones(run: Run) -> tuple[int, ...]:
+    """Of a convolution: the factors that are -1 or 1, so that each product keeps the bits of the other; the input (or dy) or
+    the weight, turn and turn about from case to case (its sums run over several axes at once, unlike a matrix product's)."""
+    names = [p.name for p in run.op.tensors]
+    if run.op.family != "conv" or "weight" not in names:
+        return ()
+    first = [names.index("dy") if "dy" in names else 0]
+    other = [i for i, name in enumerate(names) if i not in first and name != "bias"]
+    return tuple(first if run.rng.integers(2) else other)
 
 
 def _spec(x: np.ndarray):

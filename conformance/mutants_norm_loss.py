@@ -117,4 +117,24 @@ ROWS: tuple[Row, ...] = (
     ("batch_norm_backward_reduce", "dweight without invstd", "value", _part(2, lambda ys, t, a: ys[1])),
     ("batch_norm_backward_elemt", "counts of one device", "value", inputs(lambda t: [*t[:7], t[7][:1]])),
     ("batch_norm_backward_elemt", "weight ignored", "value", _without(4)),
+    # ---- optimisers
+    ("sgd", "dampening ignored", "value", attr(dampening=0.0)),
+    ("sgd", "nesterov ignored", "value", attr(nesterov=False)),
+    ("sgd", "the first step counts the buffer", "value", attr(first_step=False)),
+    ("adam", "no correction of the first average", "value", lambda op, right: lambda t, a: right(
+        t, a | {"lr": a["lr"] * (1 - a["beta1"] ** a["step"])})),
+    ("adam", "maximize ignored", "value", attr(maximize=False)),
+    ("adam", "amsgrad keeps the latest", "value", inputs(lambda t: [*t[:4], None if t[4] is None else t[4] * 0])),
+    ("adam", "decoupled weight decay", "value", lambda op, right: lambda t, a: right(
+        [(t[0] * (1 - a["lr"] * a["weight_decay"])).astype(t[0].dtype), *t[1:]], a | {"weight_decay": 0.0})),
+    ("adamw", "decay added to the gradient", "value", lambda op, right: lambda t, a: right(
+        [t[0], (t[1] + a["weight_decay"] * t[0]).astype(t[1].dtype), *t[2:]], a | {"weight_decay": 0.0})),
+    ("adamw", "eps under the root", "value", _part(0, lambda ys, t, a: t[0].astype(np.float64) * (1 - a["lr"] * a["weight_decay"]) - a["lr"] / (
+        1 - a["beta1"] ** a["step"]) * ys[1].astype(np.float64) / np.sqrt(
+            (ys[2] if t[4] is None else ys[3]).astype(np.float64) / (1 - a["beta2"] ** a["step"]) + 1e-3))),
+    ("rmsprop", "never centered", "value", attr(centered=False)),
+    ("rmsprop", "momentum ignored", "value", attr(momentum=0.0)),
+    ("adadelta", "old square average under the gradient", "value", _part(0, lambda ys, t, a: t[0] - a["lr"] * np.sqrt(t[3] + a["eps"]) / np.sqrt(
+        t[2] + a["eps"]) * t[1].astype(np.float64))),
+    ("adadelta", "acc_delta not updated", "value", _part(2, lambda ys, t, a: t[3])),
 )

@@ -158,6 +158,67 @@ def torch_target() -> FunctionTarget:
         x, w, b, m, v = wide(x, *rest)
         return x, w, b, *(torch.ones(x.shape[1], dtype=x.dtype) if t is None else t for t in (m, v))
 
+    def division(fn: Callable) -> Callable:
+        def call(x, y):
+            if not (torch.isfinite(x).all() and torch.isfinite(y).all() and (y.abs() > 1e-30).all()):
+                raise Unsupported("torch refuses integers by 0, and its vector code knows no special values")
+            return fn(x, y)
+
+        return call
+
+    # left out: sinh and cosh (infinite from 88.8 on in torch's vector code), hardsigmoid_backward (1 / 6 in float32 for float64) and
+    # the gradients of elu, hardswish and hardtanh (NaN depends on whether vector or scalar code runs)
+    def convolution_backward(dy, x, w, *, bias_sizes, output_mask, **a):
+        mask = [bool(m) for m in output_mask]
+        got = aten.convolution_backward(dy, x, w, [dy.shape[1]], *a.values(), mask)
+        return tuple(g if m else x.new_empty(0) for g, m in zip(got, mask))
+
+    def causal_conv1d(x, w, b, *, activation):
+        if x.numel() == 0:
+            return x.clone()
+        y = f.conv1d(x, w.unsqueeze(1), b, padding=w.shape[1] - 1, groups=w.shape[0])[..., : x.shape[2]]
+        return f.silu(y) if activation == "silu" else y
+
+    def pool(name: str) -> Callable:
+        own = "_" + name if name.startswith("adaptive_avg") and "1d" not in name else name
+        fn, axes = getattr(aten, own), int(name[name.index("pool") + 4])
+
+        def call(*tensors, **a):
+            short = {k: list(v) * axes if len(v) == 1 else list(v) for k, v in a.items() if isinstance(v, tuple)}
+            given = list((a | short).values())
+            if name.endswith("max_pool3d_backward"):
+                tensors = tuple(t.contiguous() for t in tensors)  # torch reads indices as if they were packed
+            if name.startswith("max") and name.endswith("backward"):
+                return fn(tensors[0], tensors[1], *given, tensors[2])
+            return fn(*tensors, *given)
+
+        return call
+
+    def optimiser(kind: str, names: tuple[str, ...]) -> Callable:
+        """A step of torch.optim; names: what it calls the states."""
+
+        def call(param, grad, *states, **a):
+            if any(t is not None and t.dtype != param.dtype for t in states) or not param.numel():
+                raise Unsupported("torch.optim keeps states in the parameter's dtype")
+            low = param.dtype in (torch.float16, torch.bfloat16)
+            param, grad, *states = wide(param, grad, *states)
+            param = param.clone().requires_grad_(True)
+            param.grad = grad.clone()
+            given = {k: v for k, v in a.items() if k not in ("beta1", "beta2", "step", "first_step")}
+            given |= {"betas": (a["beta1"], a["beta2"]), "amsgrad": states[2] is not None} if "beta1" in a else {}
+            if kind == "SGD" and a["nesterov"] and not a["momentum"]:
+                raise Unsupported("torch.optim.SGD refuses nesterov without momentum")
+            o = getattr(torch.optim, kind)([param], foreach=False, **given)
+            kept = o.state[param]
+            kept |= {n: t.clone() for n, t in zip(names, states) if t is not None and not a.get("first_step")}
+            if kind != "SGD":
+                kept["step"] = torch.tensor(float(a.get("step", 1) - 1))
+            o.step()
+            none = torch.zeros(0, dtype=torch.float32 if low else param.dtype)
+            return param, *(none if t is None else kept.get(n, t) for n, t in zip(names, states))
+
+        return call
+
     r = {"none": 0, "mean": 1, "sum": 2}
     table: dict[str, Callable] = {
         "add": lambda x, y, *, alpha: torch.add(x, y, alpha=number(alpha, x) if x.dtype != torch.bool else bool(alpha)),
@@ -208,6 +269,20 @@ def torch_target() -> FunctionTarget:
                 "lerp",
             )
         },
+        **{
+            name: getattr(torch, name)
+            for name in "floor ceil trunc expm1 exp2 log1p log2 log10 logaddexp tan asin acos atan atan2 asinh "
+            "acosh atanh erfinv isnan isinf isfinite signbit logical_xor".split()
+        },
+        **{name: getattr(f, name) for name in ("leaky_relu", "hardswish", "hardsigmoid", "softplus")},
+        **{name: division(getattr(torch, name)) for name in ("fmod", "remainder", "floor_divide")},
+        "swiglu": lambda x: f.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1],
+        "geglu": lambda x, *, approximate: f.gelu(x.chunk(2, -1)[0], approximate=approximate) * x.chunk(2, -1)[1],
+        "reglu": lambda x: torch.relu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1],
+        "elu": lambda x, *, alpha, scale, input_scale: aten.elu(x, alpha, scale, input_scale),
+        "leaky_relu_backward": lambda dy, x, *, negative_slope, self_is_result: aten.leaky_relu_backward(dy, x, negative_slope, False),
+        "hardtanh": lambda x, *, min_val, max_val: f.hardtanh(x, number(min_val, x), number(max_val, x)),
+        "softplus_backward": lambda dy, x, *, beta, threshold: aten.softplus_backward(dy, x, beta, threshold),
         "cast": lambda x, *, dtype: x.to(dtype),
         "gelu_backward": lambda dy, x, *, approximate: aten.gelu_backward(
             *(t.contiguous() for t in torch.broadcast_tensors(dy, x)), approximate=approximate
@@ -262,6 +337,11 @@ def torch_target() -> FunctionTarget:
         "native_batch_norm_backward": lambda dy, x, w, m, v, sm, sv, *, train, eps: aten.native_batch_norm_backward(
             *wide(dy, x, w, m, v, sm, sv), train, eps, [True] * 3
         ),
+        "sgd": optimiser("SGD", ("momentum_buffer",)),
+        "adam": optimiser("Adam", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")),
+        "adamw": optimiser("AdamW", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")),
+        "rmsprop": optimiser("RMSprop", ("square_avg", "momentum_buffer", "grad_avg")),
+        "adadelta": optimiser("Adadelta", ("square_avg", "acc_delta")),
         "matmul": torch.matmul,
         "mm": torch.mm,
         "bmm": torch.bmm,
@@ -297,6 +377,12 @@ def torch_target() -> FunctionTarget:
             dy, x, t, w, r[reduction], ignore_index, total
         ),
         "cross_entropy": cross_entropy,
+        "convolution": lambda x, w, b, **a: torch.convolution(x, w, b, *a.values()),
+        "convolution_backward": convolution_backward,
+        "causal_conv1d": causal_conv1d,
+        "im2col": lambda x, **a: aten.im2col(x, *map(list, a.values())),
+        "col2im": lambda x, **a: aten.col2im(x, *map(list, a.values())),
+        **{name: pool(name) for name, record in OPS.items() if record.family == "pool"},
     }
     return FunctionTarget(
         "torch", {name: _over_torch(torch, OPS[name], fn) for name, fn in table.items() if name in OPS}
@@ -313,8 +399,27 @@ _WIDENED = frozenset(
         "index_add",
         "scatter_add",
         "sigmoid_backward",
+        "fmod",
+        "remainder",
+        "floor_divide",
+        "swiglu",
+        "geglu",
         "nll_loss",
         "nll_loss_forward",
+        "col2im",
+        "causal_conv1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "adaptive_avg_pool2d",
+        "adaptive_avg_pool3d",
+        "avg_pool2d_backward",
+        "avg_pool3d_backward",
+        "adaptive_avg_pool2d_backward",
+        "adaptive_avg_pool3d_backward",
+        "adaptive_max_pool2d_backward",
+        "adaptive_max_pool3d_backward",
+        "max_pool2d_with_indices_backward",
+        "max_pool3d_with_indices_backward",
     }
 )
 
@@ -342,7 +447,7 @@ def _over_torch(torch: Any, op: Op, fn: Callable) -> Callable:
         given = {k: kind(v) if k == "dtype" and v is not None else v for k, v in attrs.items()}
         plain = tuple(tuple(t) if isinstance(t, list) else t for t in tensors)
         specs = result_specs(op, plain, attrs)
-        if op.family in ("index", "loss"):
+        if op.family in ("index", "loss", "pool"):
             reference(op, plain, attrs)  # refuses indices out of bounds in the standard's words; torch's own differ
         if op.name in _WIDENED:
             inputs = tuple(

@@ -337,3 +337,12 @@ def test_creation_on_a_device():
     assert t.device.name == "sim:0"
     np.testing.assert_array_equal(t.numpy(), 4.0)
     assert ops.arange(0, 5).dtype is haian.int64
+
+
+def test_lists_that_are_left_out_take_their_defaults():
+    x = haian.asarray(np.arange(64, dtype=np.float32).reshape(1, 1, 8, 8))
+    whole = haian.ops.max_pool2d(x, (3, 3), (2, 2), (0,), (1,), False).numpy()
+    assert np.array_equal(haian.ops.max_pool2d(x, (3, 3), (2, 2)).numpy(), whole)
+    assert haian.ops.max_pool2d(x, (3, 3), (2, 2), (1, 1)).shape == (1, 1, 4, 4)
+    y = haian.ops.convolution(x, haian.asarray(np.ones((2, 1, 3, 3), np.float32)), None, (2, 2))
+    assert y.shape == (1, 2, 3, 3) and y.numpy()[0, 0, 0, 0] == np.arange(64).reshape(8, 8)[:3, :3].sum()

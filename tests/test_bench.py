@@ -119,7 +119,7 @@ def test_timing_statistics():
 # ---- cases ----------------------------------------------------------------------------------------------------------
 def test_quick_is_short_and_holds_the_headlines():
     ids = {c.id for c in cases("quick")}
-    assert 12 <= len(ids) <= 20
+    assert 12 <= len(ids) <= 24
     assert {"exp/square_4096/float32", "gelu/square_4096_tanh/float32", "where/square_4096/float32", "add/square_4096/float32",
             "softmax/square_4096/float32", "rms_norm/square_4096/float32", "layer_norm/square_4096/float32", "sum/square_last/float32",
             "matmul/cube_1024/float32", "matmul/cube_1024/bfloat16", "copy/square_4096_transposed/float32", "embedding/rows_8192/float32",
@@ -166,16 +166,17 @@ CHECKS = [c for suite in ("full", "calls") for c in cases(suite)]
 @pytest.mark.parametrize("name", list(dict.fromkeys(c.record.name for c in CHECKS)))
 def test_peers_agree(ours, peer, name):
     agreed = 0
-    # groups divide channels and HxW is their product: batch_norm's cases stay as they are
-    whole = OPS[name].family == "batch_norm"
+    # sizes that hang together (groups and channels, halves, windows and images): those cases stay as they are
+    whole = OPS[name].family in ("batch_norm", "conv", "pool", "gated")
     for case in (c if c.suite == "calls" or whole else small(c) for c in CHECKS if c.record.name == name):
         calls, row = runner.contestants(case, ours, [peer])
         assert not row.differs, case.id
         agreed += peer.name in calls
         assert (peer.name in calls) != (peer.name in row.missing)
     # what a peer must not silently lose
-    # (torch's batch norms update statistics in place, which is not what the standard's operators return: no peer yet)
-    no_peer = name == "fused_rms_norm_backward" or "batch_norm" in name
+    # (torch's batch norms and optimisers update in place, which is not what the standard's operators return; gates and
+    # causal_conv1d it has only in pieces: no peer yet)
+    no_peer = name in ("fused_rms_norm_backward", "causal_conv1d") or "batch_norm" in name or "_and_mul" in name or OPS[name].family in ("gated", "optim")
     if peer.name == "torch" and not no_peer or name in ("add", "exp", "sum", "matmul"):
         assert agreed
 

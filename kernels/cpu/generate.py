@@ -20,7 +20,11 @@ STORAGE = {"f32": "float", "bf16": "uint16_t", "f64": "double", "b8": "uint8_t",
            "bits32": "uint32_t", "bits64": "uint64_t", **{f"i{n}": f"int{n}_t" for n in (8, 16, 32, 64)}}
 # the same bits come out whether an integer is signed or not: one tile serves int8 and uint8
 SIGNLESS = {"name", "const", "+", "-", "*", "neg", "&", "|", "^", "~", "==", "!=", "where"}
-BLOCK = 256  # elements looked at together for arguments of sin and cos that need libm
+BLOCK = 256  # elements looked at together for arguments that need libm
+# float functions whose vector form is right up to a limit -> the test of an argument beyond it; haian_far_<name>f then asks libm
+_ANGLE = "(haian_absf({0}) > HAIAN_TRIG_MAX)"
+_QUOTIENT = "(haian_absf({0}) > HAIAN_FMOD_MAX * haian_absf({1}))"
+FAR = {"sin": _ANGLE, "cos": _ANGLE, "tan": _ANGLE, "fmod": _QUOTIENT, "remainder": _QUOTIENT, "floor_divide": _QUOTIENT}
 
 
 def source_tree() -> None:
@@ -40,7 +44,8 @@ def moves(body: Body) -> bool:
 def attributes(body: Body, kind: str) -> list[str]:
     floating, c = kind in ("f32", "f64", "bf16"), {"b8": "int32_t", "bf16": "float"}.get(kind, STORAGE[kind])
     read = "haian_attr_float" if floating else "haian_attr_truth" if kind == "b8" else "haian_attr_int"
-    return [f"const {c} {name} = ({c}){read}(attr + {at});" for name, at in body.attrs]
+    used = {n.value for n in body.nodes() if n.op == "name"}
+    return [f"const {c} {name} = ({c}){read}(attr + {at});" for name, at in body.attrs if name in used]
 
 
 def tile(body: Body, kind: str) -> str:
@@ -59,7 +64,7 @@ def tile(body: Body, kind: str) -> str:
         element = "bool" if boolean else {"b8": "int32_t", "bf16": "float"}.get(kind, c)
         value = f"haian_bf16_load(in{at}[i])" if kind == "bf16" and not boolean else f"in{at}[i]{' != 0' if element != c else ''}"
         loads.append(f"const {element} {name} = {value};")
-    lines += [f"  {line}" for line in attributes(body, kind)] + ([] if body.attrs else ["  (void)attr;"])
+    lines += ["  (void)attr;", *(f"  {line}" for line in attributes(body, kind))]
     lines.append(f"  {out} *result = out;")
 
     def loop(indent: str, lo: str, hi: str, spell: Any = None, instead: str = "") -> list[str]:
@@ -70,13 +75,13 @@ def tile(body: Body, kind: str) -> str:
         inner = [f"{indent}  {line}" for line in (*loads, *steps, store)]
         return [f"{indent}HAIAN_INDEPENDENT for (int64_t i = {lo}; i < {hi}; i++) {{", *inner, indent + "}"]
 
-    if c_kind == "f32" and body.uses("sin", "cos"):  # their vector form ends at HAIAN_TRIG_MAX
-        angles = [body.c_expression(n.args[0], c_kind) for n in body.nodes() if n.op in ("sin", "cos")]
-        test = " | ".join(f"(haian_absf({a}) > HAIAN_TRIG_MAX)" for a in angles)
-        far = {"sin": "haian_far_sinf", "cos": "haian_far_cosf"}
+    limited = [n for n in body.nodes() if n.op in FAR] if c_kind == "f32" else []
+    if limited:
+        test = " | ".join(FAR[n.op].format(*(body.c_expression(a, c_kind) for a in n.args)) for n in limited)
         lines += [f"  for (int64_t lo = 0; lo < n; lo += {BLOCK}) {{", f"    const int64_t hi = lo + {BLOCK} < n ? lo + {BLOCK} : n;",
                   "    int far = 0;", *loop("    ", "lo", "hi", instead=f"far |= {test};"), "    if (far) {",
-                  *loop("      ", "lo", "hi", lambda name: far.get(name, "")), "    } else {", *loop("      ", "lo", "hi"), "    }", "  }"]
+                  *loop("      ", "lo", "hi", lambda name: f"haian_far_{name}f" if name in FAR else ""), "    } else {",
+                  *loop("      ", "lo", "hi"), "    }", "  }"]
     else:
         lines += loop("  ", "0", "n")
     return "\n".join([*lines, "}"]) + "\n"
@@ -152,8 +157,7 @@ def operator(op: Op) -> str:
 
 def generate() -> str:
     """The text of pointwise_tiles.inc: every operator with a formula but cast, and the rows of the family's table."""
-    from haian.kernels.ops import pointwise, pointwise_grad  # noqa: F401  defines the records
-    from haian.kernels.ops.record import OPS
+    from haian.kernels.ops import OPS
 
     ops = [o for o in OPS.values() if o.formula is not None and o.name != "cast"]
     rows = []

@@ -5,6 +5,7 @@
 
 #include "pointwise.h"
 #include "simd.h"
+#include "elementary.h"
 #include "strided.h"
 
 #pragma GCC diagnostic ignored "-Wtype-limits" /* uint8 formulas compare with 0 */
@@ -27,22 +28,45 @@ static inline int32_t haian_attr_truth(const haian_attr *a) { return a->kind == 
 
 HAIAN_INLINE float haian_far_sinf(float x) { return haian_absf(x) > HAIAN_TRIG_MAX ? sinf(x) : haian_sinf(x); }
 HAIAN_INLINE float haian_far_cosf(float x) { return haian_absf(x) > HAIAN_TRIG_MAX ? cosf(x) : haian_cosf(x); }
+HAIAN_INLINE float haian_far_tanf(float x) { return haian_absf(x) > HAIAN_TRIG_MAX ? tanf(x) : haian_tanf(x); }
+HAIAN_INLINE float haian_far_fmodf(float x, float y) {
+  return haian_absf(x) > HAIAN_FMOD_MAX * haian_absf(y) ? fmodf(x, y) : haian_fmodf(x, y);
+}
+HAIAN_INLINE float haian_far_remainderf(float x, float y) { return haian_moved_restf(haian_far_fmodf(x, y), y); }
+HAIAN_INLINE float haian_far_floor_dividef(float x, float y) {
+  return haian_floor_quotientf(haian_far_fmodf(x, y), x, y);
+}
 
-/* Integers wrap: the arithmetic is unsigned.  pow of a negative exponent is 0, or +-1 for a base of +-1 (aten). */
-#define HAIAN_INTEGER(kind, T, U)                                              \
-  HAIAN_INLINE T haian_add_##kind(T x, T y) { return (T)((U)x + (U)y); }       \
-  HAIAN_INLINE T haian_sub_##kind(T x, T y) { return (T)((U)x - (U)y); }       \
-  HAIAN_INLINE T haian_mul_##kind(T x, T y) { return (T)((U)x * (U)y); }       \
-  HAIAN_INLINE T haian_neg_##kind(T x) { return (T)(0 - (U)x); }               \
-  HAIAN_INLINE T haian_not_##kind(T x) { return (T)~x; }                       \
-  HAIAN_INLINE T haian_abs_##kind(T x) { return x < 0 ? (T)(0 - (U)x) : x; }   \
-  HAIAN_INLINE T haian_max_##kind(T x, T y) { return x > y ? x : y; }          \
-  HAIAN_INLINE T haian_min_##kind(T x, T y) { return x < y ? x : y; }          \
-  HAIAN_INLINE T haian_pow_##kind(T x, T y) {                                  \
-    U power = 1, base = (U)x;                                                  \
-    if (y < 0) return (T)(x == 1 ? 1 : x == (T) - 1 ? ((y & 1) ? -1 : 1) : 0); \
-    for (U e = (U)y; e; e >>= 1, base *= base) power *= (e & 1) ? base : 1;    \
-    return (T)power;                                                           \
+/* Integers wrap: the arithmetic is unsigned.  pow of a negative exponent is 0, or +-1 for a base of +-1 (aten).  Division
+ * by 0 gives 0, as NumPy's; by -1 it is a negation, since the least integer's quotient would trap. */
+#define HAIAN_INTEGER(kind, T, U)                                                                           \
+  HAIAN_INLINE T haian_add_##kind(T x, T y) { return (T)((U)x + (U)y); }                                    \
+  HAIAN_INLINE T haian_sub_##kind(T x, T y) { return (T)((U)x - (U)y); }                                    \
+  HAIAN_INLINE T haian_mul_##kind(T x, T y) { return (T)((U)x * (U)y); }                                    \
+  HAIAN_INLINE T haian_neg_##kind(T x) { return (T)(0 - (U)x); }                                            \
+  HAIAN_INLINE T haian_not_##kind(T x) { return (T)~x; }                                                    \
+  HAIAN_INLINE T haian_abs_##kind(T x) { return x < 0 ? (T)(0 - (U)x) : x; }                                \
+  HAIAN_INLINE T haian_max_##kind(T x, T y) { return x > y ? x : y; }                                       \
+  HAIAN_INLINE T haian_min_##kind(T x, T y) { return x < y ? x : y; }                                       \
+  HAIAN_INLINE T haian_pow_##kind(T x, T y) {                                                               \
+    U power = 1, base = (U)x;                                                                               \
+    if (y < 0) return (T)(x == 1 ? 1 : x == (T) - 1 ? ((y & 1) ? -1 : 1) : 0);                              \
+    for (U e = (U)y; e; e >>= 1, base *= base) power *= (e & 1) ? base : 1;                                 \
+    return (T)power;                                                                                        \
+  }                                                                                                         \
+  HAIAN_INLINE T haian_floor_##kind(T x) { return x; }                                                      \
+  HAIAN_INLINE T haian_ceil_##kind(T x) { return x; }                                                       \
+  HAIAN_INLINE T haian_trunc_##kind(T x) { return x; }                                                      \
+  HAIAN_INLINE bool haian_signbit_##kind(T x) { return x < 0; }                                             \
+  HAIAN_INLINE T haian_fmod_##kind(T x, T y) { return y == 0 || (y < 0 && y == (T) - 1) ? 0 : (T)(x % y); } \
+  HAIAN_INLINE T haian_remainder_##kind(T x, T y) {                                                         \
+    T r = haian_fmod_##kind(x, y);                                                                          \
+    return (r != 0) & ((r < 0) != (y < 0)) ? (T)(r + y) : r;                                                \
+  }                                                                                                         \
+  HAIAN_INLINE T haian_floor_divide_##kind(T x, T y) {                                                      \
+    if (y == 0) return 0;                                                                                   \
+    if (y < 0 && y == (T) - 1) return (T)(0 - (U)x);                                                        \
+    return (T)(x / y - ((x % y != 0) & ((x < 0) != (y < 0))));                                              \
   }
 HAIAN_INTEGER(u8, uint8_t, uint32_t)
 HAIAN_INTEGER(i8, int8_t, uint32_t)
@@ -402,6 +426,9 @@ static int32_t haian_pointwise_run(const haian_pointwise *pw, const haian_args *
 
 #include "pointwise_tiles.inc"
 #include "cast.h"
+#include "gated.h"
 
+const haian_kernel_entry HAIAN_TABLE(gated)[] = {
+    HAIAN_GATE_ROWS(swiglu), HAIAN_GATE_ROWS(geglu), HAIAN_GATE_ROWS(reglu), {NULL, NULL, 0, NULL}};
 const haian_kernel_entry HAIAN_TABLE(pointwise)[] = {
     HAIAN_POINTWISE_ROWS{"cast", run_cast, HAIAN_CAST_DTYPES, &pointwise_cast}, {NULL, NULL, 0, NULL}};

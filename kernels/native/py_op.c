@@ -22,7 +22,7 @@ typedef struct {
   int kind, optional, keyword_only, has_default;
   int slot; /* position among the tensor inputs, or among the attributes */
   PyObject *choices[MAX_CHOICES];
-  haian_attr fallback; /* the default */
+  int64_t ints[2 * HAIAN_MAX_RANK]; /* the default of a list of integers */
 } param;
 
 /* What was chosen for a signature.  Copied out of the plan by every call: another thread may replace the plan while
@@ -97,8 +97,7 @@ static int bind_attr(const param *p, PyObject *v, bound *b) {
     case KIND_INTS: {
       if (b->n_ints >= MAX_INTS) return 0;
       int64_t *out = b->ints[b->n_ints];
-      if (PyBool_Check(v)) return 0;
-      if (PyLong_Check(v)) {
+      if (PyLong_CheckExact(v)) { /* not a bool */
         out[0] = PyLong_AsLongLong(v);
         a->count = 1;
       } else {
@@ -108,7 +107,7 @@ static int bind_attr(const param *p, PyObject *v, bound *b) {
         if (n > 2 * HAIAN_MAX_RANK) return 0;
         for (Py_ssize_t i = 0; i < n; i++) {
           PyObject *item = tuple ? PyTuple_GET_ITEM(v, i) : PyList_GET_ITEM(v, i);
-          if (!PyLong_Check(item) || PyBool_Check(item)) return 0;
+          if (!PyLong_CheckExact(item)) return 0;
           out[i] = PyLong_AsLongLong(item);
         }
         a->count = (int32_t)n;
@@ -317,6 +316,22 @@ static PyObject *explain_failure(op_object *op, const bound *b, int32_t status) 
   return haian_raise_text(status, "%s", message);
 }
 
+/* Shapes of the n results by infer; 0 with an exception set where they cannot be had. */
+__attribute__((noinline)) static int infer_shapes(const op_object *op, const bound *b, int n, int *rank,
+                                                  int64_t (*shape)[HAIAN_MAX_RANK]) {
+  PyObject *r = call_with(op->infer, op, b, NULL); /* a tuple of shapes */
+  if (!r) return 0;
+  const char *name = PyUnicode_AsUTF8(op->name);
+  int ok = PyTuple_Check(r) && PyTuple_GET_SIZE(r) == n;
+  if (!ok) haian_raise_text(HAIAN_INTERNAL, "%s: infer gave no shapes", name);
+  for (int i = 0; ok && i < n; i++) {
+    rank[i] = haian_read_ints(PyTuple_GET_ITEM(r, i), shape[i], HAIAN_MAX_RANK, name);
+    ok = rank[i] >= 0;
+  }
+  Py_DECREF(r);
+  return ok;
+}
+
 static int fill_plan(op_object *op, const bound *b, choice *p) {
   op->misses++;
   PyObject *r =
@@ -397,8 +412,8 @@ static PyObject *wrong_out(const op_object *op, const haian_tensor *have, int i,
   return NULL;
 }
 
-static PyObject *make_out(const op_object *op, int32_t device, int32_t dtype, int rank, const int64_t *shape) {
-  if (device == 0) return (PyObject *)haian_tensor_empty(dtype, rank, shape, op->name);
+__attribute__((noinline)) static PyObject *make_device_out(const op_object *op, int32_t device, int32_t dtype, int rank,
+                                                           const int64_t *shape) {
   PyObject *s = haian_shape_tuple(shape, rank);
   PyObject *r = s ? PyObject_CallFunction(alloc_hook, "iiOO", (int)device, (int)dtype, s, op->name) : NULL;
   Py_XDECREF(s);
@@ -407,6 +422,11 @@ static PyObject *make_out(const op_object *op, int32_t device, int32_t dtype, in
     return haian_raise_text(HAIAN_INTERNAL, "the allocator of device %d returned no tensor", (int)device);
   }
   return r;
+}
+
+static inline PyObject *make_out(const op_object *op, int32_t device, int32_t dtype, int rank, const int64_t *shape) {
+  return device ? make_device_out(op, device, dtype, rank, shape)
+                : (PyObject *)haian_tensor_empty(dtype, rank, shape, op->name);
 }
 
 static void drop_plan(plan *p) {
@@ -491,20 +511,7 @@ static PyObject *call_holding(PyObject *self, PyObject *const *args, size_t narg
   } else if (c.rule == RULE_REDUCE) {
     rank[0] = reduce_shape(op, &b, shape[0]);
   } else {
-    PyObject *r = call_with(op->infer, op, &b, NULL); /* a tuple of shapes */
-    if (!r) return NULL;
-    if (!PyTuple_Check(r) || PyTuple_GET_SIZE(r) != c.n_out) {
-      Py_DECREF(r);
-      return haian_raise_text(HAIAN_INTERNAL, "%s: infer gave no shapes", PyUnicode_AsUTF8(op->name));
-    }
-    for (int i = 0; i < c.n_out; i++) {
-      rank[i] = haian_read_ints(PyTuple_GET_ITEM(r, i), shape[i], HAIAN_MAX_RANK, PyUnicode_AsUTF8(op->name));
-      if (rank[i] < 0) {
-        Py_DECREF(r);
-        return NULL;
-      }
-    }
-    Py_DECREF(r);
+    if (!infer_shapes(op, &b, c.n_out, rank, shape)) return NULL;
   }
   if (rank[0] < 0) {
     haian_fail(HAIAN_SHAPE, "%s: the shapes do not fit", PyUnicode_AsUTF8(op->name));
@@ -639,9 +646,9 @@ static int read_default(param *p, PyObject *v, op_object *op) {
     PyErr_Format(PyExc_ValueError, "%U: default of %U does not fit its kind", op->name, p->name);
     return -1;
   }
-  if (b.attr[slot].kind == HAIAN_INTS) { /* the only default of that kind is the empty list */
-    b.attr[slot].v = NULL;
-    b.attr[slot].count = 0;
+  if (b.attr[slot].kind == HAIAN_INTS) { /* they outlive the call that read them */
+    memcpy(p->ints, b.ints[0], sizeof p->ints);
+    b.attr[slot].v = p->ints;
   }
   op->defaults[slot] = b.attr[slot];
   return 0;

@@ -48,12 +48,30 @@ def _sigmoid(x):
     return np.where(x < 0, e, 1.0) / (1.0 + e)
 
 
+def _erfinv(x):
+    from scipy.special import erfinv
+
+    return erfinv(x)
+
+
+def _whole(fn: Callable) -> Callable:
+    """A rounding to integers, which leaves integers as they are."""
+    return lambda x: fn(x) if np.asarray(x).dtype.kind == "f" else x
+
+
 VOCABULARY: dict[str, tuple[int, Callable]] = {
     "exp": (1, np.exp), "log": (1, np.log), "sqrt": (1, np.sqrt), "rsqrt": (1, lambda x: 1 / np.sqrt(x)),
     "sin": (1, np.sin), "cos": (1, np.cos), "tanh": (1, np.tanh), "sigmoid": (1, _sigmoid), "erf": (1, _erf),
     "abs": (1, np.abs), "maximum": (2, np.maximum), "minimum": (2, np.minimum), "pow": (2, np.power),
-    "where": (3, np.where),
+    "where": (3, np.where), "expm1": (1, np.expm1), "log1p": (1, np.log1p), "exp2": (1, np.exp2), "log2": (1, np.log2),
+    "log10": (1, np.log10), "tan": (1, np.tan), "asin": (1, np.arcsin), "acos": (1, np.arccos), "atan": (1, np.arctan),
+    "erfinv": (1, _erfinv), "floor": (1, _whole(np.floor)), "ceil": (1, _whole(np.ceil)), "trunc": (1, _whole(np.trunc)),
+    "fmod": (2, np.fmod), "remainder": (2, np.remainder), "floor_divide": (2, np.floor_divide), "copysign": (2, np.copysign),
+    "signbit": (1, lambda x: np.signbit(x) if np.asarray(x).dtype.kind == "f" else x < 0),
 }
+_CONDITIONS = {"signbit"}  # of the vocabulary: the result is a condition
+_OF_INTEGERS = {"add", "sub", "mul", "not", "max", "min", "neg", "abs", "pow", "floor", "ceil", "trunc", "fmod", "remainder",
+                "floor_divide", "signbit"}
 
 
 class _Vocabulary:
@@ -199,7 +217,7 @@ def _c(e: Node, kind: str, spell: Callable[[str], str]) -> str:
     if e.op in _BITS.values():
         return f"({a[0]} {e.op} {a[1]})"
     name = {"+": "add", "-": "sub", "*": "mul", "~": "not", "maximum": "max", "minimum": "min"}.get(e.op, e.op)
-    if name not in ("add", "sub", "mul", "not", "max", "min", "neg", "abs", "pow"):
+    if name not in _OF_INTEGERS:
         raise FormulaError(f"{e.op} is for floating dtypes; the operator cannot take {kind}")
     return f"haian_{name}_{'i32' if kind == 'b8' else kind}({', '.join(a)})"
 
@@ -442,7 +460,8 @@ class _Reader:
                 raise self.f.error(e, f"m.{e.func.attr} with {len(args) + len(e.keywords)} arguments")
             if e.func.attr == "where" and not args[0].boolean:
                 raise self.f.error(e, "m.where on a number (compare it with something)")
-            return Node(e.func.attr, args, boolean=e.func.attr == "where" and args[1].boolean and args[2].boolean)
+            condition = e.func.attr in _CONDITIONS or e.func.attr == "where" and args[1].boolean and args[2].boolean
+            return Node(e.func.attr, args, boolean=condition)
         target = self.f.fn.__globals__.get(e.func.id) if isinstance(e.func, ast.Name) else None
         if not callable(target):
             raise self.f.error(e, f"a call of {ast.unparse(e.func)}")

@@ -2,14 +2,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ...hal.dtype import BY_NAME, DType
 from ...hal.errors import ArgumentError, DTypeError, ShapeError
 from .record import Spec
 
-__all__ = ["accumulator", "axes", "axis", "broadcast", "contiguous_strides", "need", "need_dtype", "need_rank",
+__all__ = ["accumulator", "inner", "axes", "axis", "broadcast", "contiguous_strides", "need", "need_dtype", "need_rank",
            "reduced",
            "same_dtype"]
+
+
+def inner(at: Sequence[Any]) -> tuple[Any, ...]:
+    """An index of the last axes: ``x[inner((i, j))]`` is x[..., i, j] for any number of axes before."""
+    return (..., *at)
 
 
 def broadcast(name: str, *shapes: Sequence[int]) -> tuple[int, ...]:

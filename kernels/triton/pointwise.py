@@ -350,10 +350,12 @@ def _runner(record: Op) -> Callable[..., None]:
 
 
 @cache
-def _needs_float64(name: str) -> bool:
-    """Whether the formula computes in float64 whatever the dtype: scalar.py's pow does."""
+def _wide_inside(name: str) -> frozenset[str]:
+    """64-bit types that a floating formula computes in whatever its dtype: scalar.py's pow in float64, its fmod in int64."""
     f = formula.read(OPS[name].formula)
-    return any(f.body(**{**f.attrs, **v}).uses("pow") for v in f.variants())
+    bodies = [f.body(**{**f.attrs, **v}) for v in f.variants()]
+    inside = (("float64", ("pow",)), ("int64", ("fmod", "remainder", "floor_divide")))
+    return frozenset(wide for wide, functions in inside if any(b.uses(*functions) for b in bodies))
 
 
 @cache
@@ -364,8 +366,8 @@ def _when(name: str) -> Callable[..., str]:
         if attrs.get("dtype") and facts.dtypes_load and attrs["dtype"].name not in facts.dtypes_load:
             return f"the device does not store {attrs['dtype']}"
         wide = used & {"float64", "int64", "uint64"}
-        if _needs_float64(name) and any(s is not None and s.dtype.is_floating for s in specs):
-            wide |= {"float64"}
+        if any(s is not None and s.dtype.is_floating for s in specs):
+            wide |= _wide_inside(name)
         return lacks(facts, *sorted(wide)) or ("64-bit integers are no vector type of the device" if wide - {"float64"} and not facts.int64_math
                                                else "")
     return when
