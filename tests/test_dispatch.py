@@ -79,6 +79,8 @@ def test_without_triton_the_host_computes_and_the_reason_is_told(clean, monkeypa
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setattr(dispatch, "_cache", {})
+    monkeypatch.setattr(dispatch, "_warned", set())  # an earlier test may have had its one warning of exp
+    haian.set_fallback_policy("warn")
     from haian.kernels import api
     api.forget()
     x = on_sim(np.array([0.0, 1.0], "f"))
@@ -97,6 +99,7 @@ def test_without_triton_the_host_computes_and_the_reason_is_told(clean, monkeypa
 def _without_triton(monkeypatch):
     monkeypatch.setattr(dispatch, "_triton", lambda record, device: [])
     monkeypatch.setattr(dispatch, "_cache", {})
+    monkeypatch.setattr(dispatch, "_warned", set())
     from haian.kernels import api
     api.forget()
 
