@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adapters.cpu import CpuDriver
-from ..adapters.sim import SimDriver
 from ..hal.driver import Driver
 from ..hal.validate import Validated
+from .hal_bases import CpuDriver, SimDriver
 from .hal_checks import check as check_module
 from .hal_checks.images import compiled, compiler
 from .hal_mutants_c import C_ROWS

@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..adapters.cpu import CpuDriver
-from ..adapters.sim import SimDriver
 from ..hal.driver import DEVICE_TO_HOST, HOST_TO_DEVICE, Capabilities, Copy, Driver
 from ..hal.errors import DeviceLost, HaianError, InternalError, NotReady, OutOfMemory, Timeout, Unsupported
 from ..hal.host_queues import CALL, Event, Handles, Stream, Work
+from .hal_bases import CpuDriver, SimDriver
 
 __all__ = ["ROWS"]
 

@@ -8,11 +8,10 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from ..adapters.cpu import CpuDriver
-from ..adapters.sim import SimDriver
 from ..hal.driver import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, PEER, Capabilities, Copy, Driver, PointerInfo
 from ..hal.errors import ArgumentError, HaianError, InvalidHandle, OutOfMemory, OutOfRange
 from ..hal.validate import Validated
+from .hal_bases import CpuDriver, SimDriver
 
 __all__ = ["ROWS"]
 

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..adapters.cpu import CpuDriver
-from ..adapters.sim import SimDriver
 from ..hal.driver import DEVICE_TO_DEVICE, Copy, Driver, KernelInfo, Launch, ProfileRecord, Telemetry
 from ..hal.dtype import BY_NAME
 from ..hal.errors import ArgumentError, InvalidHandle, Unsupported
 from ..hal.host_queues import Executable, Graph, Work
+from .hal_bases import CpuDriver, SimDriver
 
 __all__ = ["ROWS"]
 
@@ -93,7 +92,7 @@ class UnloadDropsLaunches(SimDriver):
     def launch(self, device: int, desc: Launch, stream: int = 0) -> None:
         gone = self.__dict__.setdefault("_gone", set())
         owner = self.__dict__.setdefault("_owner", {}).get(desc.kernel)
-        before = self._do
+        before: Any = self._do
 
         def guarded(device: int, stream: int, work: Work) -> None:
             run = work.run

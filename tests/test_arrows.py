@@ -20,8 +20,7 @@ ALLOWED = {
     "kernels": {"kernels", "hal"},
     "adapters": {"hal"},
     "bridges": {"kernels", "hal", "bridges"},
-    # the mutant drivers of the HAL suite derive from the right ones
-    "conformance": {"kernels", "hal", "reporting", "adapters.sim", "adapters.cpu"},
+    "conformance": {"kernels", "hal", "reporting", "adapters.sim"},
     "bench": {"kernels", "hal", "reporting", "bridges"},
 }
 FRAMEWORKS = {"torch", "triton", "paddle", "tensorflow", "jax", "onnx", "onnxruntime", "scipy", "mpmath", "transformers", "matplotlib"}

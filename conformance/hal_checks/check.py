@@ -139,6 +139,11 @@ def of_device(spec: str) -> tuple[Callable[..., Driver], tuple, int]:
     return (of_file if os.sep in name else of_name), (name,), int(index)
 
 
+def driver_class(name: str) -> Any:
+    """The Driver class of an installed adapter, for drivers that derive from it (Any: a class the type checker cannot see)."""
+    return type(of_name(name))
+
+
 def of_name(name: str) -> Driver:
     """A new driver object of an installed adapter, or of one in HAIAN_ADAPTER_PATH.
 
