@@ -5,6 +5,7 @@ kernel, a "supported" one behind it, before the host.
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +29,16 @@ def asks(record: Op, device: Device, wanted: str) -> Callable[[Sequence[Spec | N
     """``when`` of a candidate: the driver must answer ``wanted`` for the dtypes, packed or not."""
 
     def when(specs: Sequence[Spec | None], attrs: dict[str, Any], capabilities: Any) -> str:
-        answer = _answer(device, record.name, [s.dtype.name for s in specs if s is not None])[0]
+        answer = _answer(device, record.name, tuple(s.dtype.name for s in specs if s is not None))[0]
         return "" if answer == wanted else f"the library says {answer or 'not offered'!r}"
 
     when.by_signature = True  # type: ignore[attr-defined]  # the answer depends on dtypes only
     return when
 
 
-def _answer(device: Device, name: str, dtypes: list[str]) -> tuple[str, bool]:
-    """(answer, whether tensors must be packed for it)."""
+@functools.cache
+def _answer(device: Device, name: str, dtypes: tuple[str, ...]) -> tuple[str, bool]:
+    """(answer, whether tensors must be packed for it); pure by the driver page, so asked once."""
     for contiguous in (False, True):
         answer = device.driver.op_query(device.index, name, dtypes, contiguous)
         if answer:
@@ -51,7 +53,7 @@ def runner(record: Op, device: Device) -> Callable[..., None]:
     def run(*tensors: Any, out: Any, **attrs: Any) -> None:
         given = tuple(tensors[0]) if listed else tensors
         outs = out if isinstance(out, tuple) else (out,)
-        packed = _answer(device, record.name, [t.dtype.name for t in given if t is not None])[1]
+        packed = _answer(device, record.name, tuple(t.dtype.name for t in given if t is not None))[1]
         ins = tuple(t.contiguous() if packed and t is not None else t for t in given)
         results = tuple(o if not packed or o.is_contiguous else device.empty(o.shape, o.dtype) for o in outs)
         stream = device.current_stream
