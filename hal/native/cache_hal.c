@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "../include/haian_hal.h"
+#include "hal_table.h"
 #include "cache.h"
 #include "tensor.h"
 
@@ -16,11 +16,6 @@ typedef struct hal_context {
   const hal_adapter *hal;
   int32_t device;
 } hal_context;
-
-/* Python's handles of streams carry the device in bits 56 to 63 (py_driver.c), which a driver's own keep 0. */
-#define RAW(stream) ((stream) & (((uint64_t)1 << 56) - 1))
-#define HAS(table, member) \
-  ((table) && offsetof(__typeof__(*(table)), member) + sizeof(table)->member <= (table)->struct_size && (table)->member)
 
 /* The adapter's message becomes this thread's; what is no error passes. */
 static int32_t told(const hal_context *x, int32_t status, const char *what) {

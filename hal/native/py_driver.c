@@ -4,22 +4,14 @@
  * the contract keeps 0 in the driver's own; so a handle alone says where it belongs.  Measured with the smallest driver:
  * event_query 30 ns, against 267 ns for a function pointer cached in cffi.  Every call that may wait for a stream gives up the
  * GIL, since that stream's host functions need it. */
-#include "../include/haian_hal.h"
-#include "py_tensor.h"
+#include "py_tensor.h" /* Python.h comes before the standard headers */
+
+#include "hal_table.h"
 #include <stddef.h>
 #include <string.h>
 #include <structmember.h>
 
-#define DEVICE_SHIFT 56
-#define RAW(handle) ((handle) & ((1ull << DEVICE_SHIFT) - 1))
-#define DEVICE(handle) ((int32_t)((handle) >> DEVICE_SHIFT))
-#define MAX_ARGS 64
 #define QUICK_BYTES 4096 /* copied in less time than the GIL takes to change hands twice */
-
-/* A field exists iff it lies inside the size its writer declared and is not NULL (rule 2 of haian_hal.h). */
-#define HAS(table, field) \
-  ((table) && offsetof(__typeof__(*(table)), field) + sizeof((table)->field) <= (table)->struct_size && (table)->field)
-#define GET(table, field) (HAS(table, field) ? (table)->field : NULL)
 
 typedef struct {
   PyObject_HEAD const hal_adapter *adapter;
@@ -261,42 +253,18 @@ static PyObject *table_event_sync(table_object *t, PyObject *const *args, Py_ssi
 }
 
 /* ---- launch ------------------------------------------------------------------------------------------------------ */
-typedef union {
-  int64_t i;
-  double d;
-  float f;
-  uint16_t h;
-} value_cell;
-
-/* Triton's type names: "*fp32" is an address, "i32" an integer of 32 bits, "fp32", "fp64", "fp16", "bf16", "u8", "i1". */
-static int pack(const char *type, PyObject *value, value_cell *cell, uint32_t *size, hal_dtype *code) {
-  if (type[0] == '*') {
-    cell->i = (int64_t)PyLong_AsUnsignedLongLong(value);
-    *size = 8, *code = HAL_ARG_POINTER;
-  } else if (type[0] == 'i' || type[0] == 'u') {
-    const int bits = atoi(type + 1);
-    cell->i = PyLong_Check(value) ? (int64_t)PyLong_AsUnsignedLongLongMask(value) : -1;
-    if (!PyLong_Check(value))
-      PyErr_Format(PyExc_TypeError, "launch: %R for an argument of type %s; needs an int", value, type);
-    *size = bits <= 8 ? 1 : (uint32_t)bits / 8;
-    *code = bits == 1        ? HAIAN_BOOL
-            : type[0] == 'i' ? (bits == 8    ? HAIAN_I8
-                                : bits == 16 ? HAIAN_I16
-                                : bits == 32 ? HAIAN_I32
-                                             : HAIAN_I64)
-                             : (bits == 8    ? HAIAN_U8
-                                : bits == 16 ? HAIAN_U16
-                                : bits == 32 ? HAIAN_U32
-                                             : HAIAN_U64);
+/* 0, -1 with an exception, or -2 for a type that is none. */
+static int pack(const char *type, PyObject *value, haian_cell *cell, uint32_t *size, hal_dtype *code) {
+  const char kind = haian_argument_type(type, size, code);
+  if (!kind) return -2;
+  if (kind == 'p') {
+    cell->u = PyLong_AsUnsignedLongLong(value);
+  } else if (kind == 'i') {
+    cell->u = PyLong_AsUnsignedLongLongMask(value);
   } else {
     const double d = PyFloat_AsDouble(value);
-    if (!strcmp(type, "fp64")) {
-      cell->d = d, *size = 8, *code = HAIAN_F64;
-    } else if (!strcmp(type, "fp32")) {
-      cell->f = (float)d, *size = 4, *code = HAIAN_F32;
-    } else {
-      return -2;
-    }
+    if (kind == 'f') cell->f = (float)d;
+    else cell->d = d;
   }
   return PyErr_Occurred() ? -1 : 0;
 }
@@ -342,15 +310,15 @@ static PyObject *table_launch(table_object *t, PyObject *const *args, Py_ssize_t
   PyObject *list = PySequence_Fast(field[4], "launch: args must be a sequence of (type, value) pairs");
   if (!list) return NULL;
   const Py_ssize_t count = PySequence_Fast_GET_SIZE(list);
-  value_cell cells[MAX_ARGS];
-  const void *pointers[MAX_ARGS];
-  uint32_t sizes[MAX_ARGS];
-  hal_dtype types[MAX_ARGS];
+  haian_cell cells[HAIAN_LAUNCH_ARGS];
+  const void *pointers[HAIAN_LAUNCH_ARGS];
+  uint32_t sizes[HAIAN_LAUNCH_ARGS];
+  hal_dtype types[HAIAN_LAUNCH_ARGS];
   PyObject *error = NULL;
-  if (count > MAX_ARGS) {
+  if (count > HAIAN_LAUNCH_ARGS) {
     Py_DECREF(list);
     return haian_raise_text(HAL_INVALID_ARGUMENT, "%s: launch with %zd arguments; at most %d", t->name, count,
-                            MAX_ARGS);
+                            HAIAN_LAUNCH_ARGS);
   }
   for (Py_ssize_t i = 0; i < count; i++) {
     PyObject *pair = PySequence_Fast_GET_ITEM(list, i);

@@ -3,24 +3,15 @@
  * A launcher packs numbers and tensors into C values and calls the driver's own launch: a haian_hal.h table, or a function
  * shaped like cuLaunchKernel (CUDA, HIP and their kin).  Python drivers are launched from kernels/triton/launch.py.
  * Not here: compiling, loading, order between streams. */
-#include "../include/haian_hal.h"
-#include "py_tensor.h"
+#include "py_tensor.h" /* Python.h comes before the standard headers */
+
+#include "hal_table.h"
 #include <stddef.h>
 #include <string.h>
-
-#define DEVICE_SHIFT 56
-#define RAW(handle) ((handle) & ((1ull << DEVICE_SHIFT) - 1))
-#define MAX_ARGS 64
 
 /* CUresult cuLaunchKernel(f, gridX, gridY, gridZ, blockX, blockY, blockZ, sharedBytes, stream, params, extra) */
 typedef int (*driver_launch)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *,
                              void **, void **);
-
-typedef union {
-  uint64_t u;
-  double d;
-  float f;
-} cell;
 
 typedef struct {
   PyObject_HEAD vectorcallfunc call;
@@ -33,9 +24,10 @@ typedef struct {
   uint32_t threads, shared;
   int32_t device, tensor_device;
   int32_t count, travelling, hidden;
-  uint8_t kind[MAX_ARGS];  /* of each Python argument: 0 compiled in, 'p' address, 'i' integer, 'f' float, 'd' double */
-  uint32_t size[MAX_ARGS]; /* of each value that travels, hidden pointers behind the others */
-  hal_dtype type[MAX_ARGS];
+  uint8_t kind
+      [HAIAN_LAUNCH_ARGS]; /* of each Python argument: 0 compiled in, 'p' address, 'i' integer, 'f' float, 'd' double */
+  uint32_t size[HAIAN_LAUNCH_ARGS]; /* of each value that travels, hidden pointers behind the others */
+  hal_dtype type[HAIAN_LAUNCH_ARGS];
 } launcher;
 
 static PyObject *fail(launcher *l, int status) {
@@ -55,7 +47,7 @@ static PyObject *fail(launcher *l, int status) {
 }
 
 /* One argument as a C value; -1 with an exception. */
-static int pack(launcher *l, Py_ssize_t i, PyObject *value, cell *to) {
+static int pack(launcher *l, Py_ssize_t i, PyObject *value, haian_cell *to) {
   if (HAIAN_TENSOR_CHECK(value)) {
     const haian_tensor *t = &((haian_py_tensor *)value)->t;
     if (l->kind[i] != 'p' || t->device != l->tensor_device) {
@@ -101,8 +93,8 @@ static PyObject *launcher_call(PyObject *self, PyObject *const *args, size_t nar
                               PyUnicode_AsUTF8(l->name), size);
     grid[i] = (uint32_t)size;
   }
-  cell values[MAX_ARGS];
-  const void *pointers[MAX_ARGS];
+  haian_cell values[HAIAN_LAUNCH_ARGS];
+  const void *pointers[HAIAN_LAUNCH_ARGS];
   int at = 0;
   for (Py_ssize_t i = 0; i < l->count; i++) {
     if (!l->kind[i]) continue;
@@ -131,30 +123,15 @@ static PyObject *launcher_call(PyObject *self, PyObject *const *args, size_t nar
 }
 
 static int read_type(launcher *l, Py_ssize_t i, const char *type) {
-  uint32_t size = 8;
-  hal_dtype code = HAL_ARG_POINTER;
-  uint8_t kind = 'p';
-  if (type[0] == 'i' || type[0] == 'u') {
-    const int bits = atoi(type + 1);
-    static const hal_dtype codes[2][4] = {{HAIAN_I8, HAIAN_I16, HAIAN_I32, HAIAN_I64},
-                                          {HAIAN_U8, HAIAN_U16, HAIAN_U32, HAIAN_U64}};
-    const int log = bits == 64 ? 3 : bits == 32 ? 2 : bits == 16 ? 1 : 0;
-    kind = 'i', size = 1u << log, code = bits == 1 ? HAIAN_BOOL : codes[type[0] == 'u'][log];
-  } else if (!strcmp(type, "fp32")) {
-    kind = 'f', size = 4, code = HAIAN_F32;
-  } else if (!strcmp(type, "fp64")) {
-    kind = 'd', size = 8, code = HAIAN_F64;
-  } else if (type[0] && type[0] != '*') {
+  if (!type[0]) return 0; /* compiled in: kind stays 0 */
+  l->kind[i] = (uint8_t)haian_argument_type(type, &l->size[l->travelling], &l->type[l->travelling]);
+  if (!l->kind[i]) {
     haian_raise_text(HAIAN_UNSUPPORTED,
                      "launcher: argument %zd has type %s; needs *T, iN, uN, fp32, fp64 or '' for one compiled in", i,
                      type);
     return -1;
   }
-  l->kind[i] = type[0] ? kind : 0;
-  if (type[0]) {
-    l->size[l->travelling] = size;
-    l->type[l->travelling++] = code;
-  }
+  l->travelling++;
   return 0;
 }
 
@@ -169,12 +146,12 @@ static PyObject *launcher_new(PyTypeObject *type, PyObject *args, PyObject *kwar
   if (!PyArg_ParseTupleAndKeywords(args, kwargs, "UiiKIIO!|iKKO", names, &name, &device, &tensor_device, &kernel,
                                    &threads, &shared, &PyTuple_Type, &types, &hidden, &table, &symbol, &translate))
     return NULL;
-  if (PyTuple_GET_SIZE(types) + hidden > MAX_ARGS || hidden < 0)
+  if (PyTuple_GET_SIZE(types) + hidden > HAIAN_LAUNCH_ARGS || hidden < 0)
     return haian_raise_text(HAIAN_INVALID_ARGUMENT, "launcher: %zd arguments; at most %d",
-                            PyTuple_GET_SIZE(types) + hidden, MAX_ARGS);
+                            PyTuple_GET_SIZE(types) + hidden, HAIAN_LAUNCH_ARGS);
   const hal_adapter *a = (const hal_adapter *)(uintptr_t)table;
-  const hal_module *module = a ? a->module : NULL;
-  if (!symbol && (!module || offsetof(hal_module, launch) + sizeof(void *) > module->struct_size || !module->launch))
+  const hal_module *module = GET(a, module);
+  if (!symbol && !HAS(module, launch))
     return haian_raise_text(HAIAN_UNSUPPORTED, "launcher: the driver has no launch function in C");
   launcher *l = (launcher *)type->tp_alloc(type, 0);
   if (!l) return NULL;
@@ -253,10 +230,10 @@ static int describe(PyObject *value, char *to) {
 static PyObject *signature(PyObject *self, PyObject *args) {
   (void)self;
   if (!PyTuple_Check(args)) return haian_raise_text(HAIAN_INVALID_ARGUMENT, "signature: needs a tuple of arguments");
-  char text[2 * MAX_ARGS];
+  char text[2 * HAIAN_LAUNCH_ARGS];
   const Py_ssize_t n = PyTuple_GET_SIZE(args);
-  if (n > MAX_ARGS)
-    return haian_raise_text(HAIAN_INVALID_ARGUMENT, "signature: %zd arguments; at most %d", n, MAX_ARGS);
+  if (n > HAIAN_LAUNCH_ARGS)
+    return haian_raise_text(HAIAN_INVALID_ARGUMENT, "signature: %zd arguments; at most %d", n, HAIAN_LAUNCH_ARGS);
   for (Py_ssize_t i = 0; i < n; i++)
     if (describe(PyTuple_GET_ITEM(args, i), text + 2 * i)) return NULL;
   return PyBytes_FromStringAndSize(text, 2 * n);
