@@ -92,7 +92,7 @@ class UnloadDropsLaunches(SimDriver):
     def launch(self, device: int, desc: Launch, stream: int = 0) -> None:
         gone = self.__dict__.setdefault("_gone", set())
         owner = self.__dict__.setdefault("_owner", {}).get(desc.kernel)
-        before: Any = self._do
+        before = super()._do
 
         def guarded(device: int, stream: int, work: Work) -> None:
             run = work.run

@@ -13,7 +13,8 @@ if [ ! -x "$home/bin/python" ]; then
 fi
 PATH="$(dirname "$python"):$PATH" "$home/bin/python" -m pip install -q --no-build-isolation --no-deps --force-reinstall \
   -C build-dir=build/sanitize-"$kind" -C cmake.define.HAIAN_SANITIZE="$flags" -C cmake.define.HAIAN_BASE_ONLY=ON .
-library=$(${CC:-cc} -print-file-name=lib$([ "$kind" = address ] && echo a || echo t)san.so)
+# the C++ runtime comes along: the sanitizer looks for its throw when it starts, and SciPy's references throw
+library="$(${CC:-cc} -print-file-name=lib$([ "$kind" = address ] && echo a || echo t)san.so) $(${CC:-cc} -print-file-name=libstdc++.so.6)"
 mkdir -p build/sanitize
 for name in minimal inline; do
   ${CC:-cc} -std=c11 -O1 -g1 -fsanitize="$kind" -fPIC -shared -Ihal/include examples/${name}_adapter/$name.c -o "build/sanitize/$name-$kind.so"
