@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -109,6 +110,9 @@ def make(name: str) -> Driver:
     return (cls or SimDriver)(2, SIM_BYTES) if base == "sim" else (cls or CpuDriver)()
 
 
+_one_folder = threading.Lock()  # functools.cache lets two threads make one each, and the one that is dropped deletes itself
+
+
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="haian-mutants-")
@@ -123,7 +127,8 @@ def _shared_object(edits: tuple[tuple[str, str], ...], name: str) -> str:
         if text.count(old) != 1:
             raise ValueError(f"mutant {name}: {old!r} stands {text.count(old)} times in inline.c; needs once, so change hal_mutants_c.py")
         text = text.replace(old, new)
-    path = Path(_folder().name, f"{name}.so")
+    with _one_folder:
+        path = Path(_folder().name, f"{name}.so")
     path.write_bytes(compiled(text, str(root / "hal" / "include"), "-O0"))
     return str(path)
 
