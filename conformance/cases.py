@@ -230,7 +230,7 @@ def _conventions(op: Op, dt: DType, small: list[Sample], specs: dict, main: bool
     for s in largest if main or dt.name == "bfloat16" else ():
         add(dt, s.name, "threads")
     if op.random and main:
-        for s in _pick([s for s in sized if specs[s.name][0].size >= 32], key + "/seed"):
+        for s in _pick([s for s in sized if specs[s.name][0].size >= 32 and _chance(op, s)], key + "/seed"):
             add(dt, s.name, "seed")
 
 
@@ -242,6 +242,11 @@ def _like_an_input(sample: Sample, dt: DType, specs: tuple[Spec, ...]) -> int | 
         if isinstance(s, Spec) and s == specs[0] and s.size:
             return i
     return None
+
+
+def _chance(op: Op, sample: Sample) -> bool:
+    """Whether the result of a random operator depends on the seed: with p 0 or 1 nothing is left to it."""
+    return op.attributes(sample.attrs).get("p") not in (0, 1)
 
 
 def _exact_attributes(sample: Sample) -> bool:

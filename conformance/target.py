@@ -54,7 +54,7 @@ class Target:
     """The protocol.
 
     name: stands in the report.  capabilities: what compare.py reads.  host: memory is the host's, so guards are seen
-    directly.  fallbacks(op): how often the host computed for the device so far.
+    directly.  fallbacks(): how often the host computed each operator for the device so far.
     """
 
     name = ""
@@ -78,8 +78,8 @@ class Target:
         """(results, gradients) of op.grad on NumPy arrays; dy belongs to the first result."""
         raise NotImplementedError
 
-    def fallbacks(self, op: str) -> int:
-        return 0
+    def fallbacks(self) -> dict[str, int]:
+        return {}
 
     def set_threads(self, n: int) -> bool:
         """Whether the target can compute with n threads (and now does); 0: as many as it had."""
@@ -186,17 +186,6 @@ class FunctionTarget(Target):
 
 
 # ---- a device -------------------------------------------------------------------------------------------------------------
-class _OpsOn:
-    """``o`` of a gradient on a device: operators without tensors (full) make theirs there."""
-
-    def __init__(self, ops: Any, device: Any) -> None:
-        self._ops, self._device = ops, device
-
-    def __getattr__(self, name: str) -> Callable:
-        fn = getattr(self._ops, name)
-        return fn if OPS[name].tensors or self._device.is_host else functools.partial(fn, device=self._device)
-
-
 class DeviceTarget(Target):
     """A device of haian through ``haian.ops``: what a user gets."""
 
@@ -219,8 +208,8 @@ class DeviceTarget(Target):
         have = getattr(self.capabilities, "dtypes_load", ())
         return f"{self.name} does not load {dt.name}" if have and dt.name not in have else ""
 
-    def fallbacks(self, op: str) -> int:
-        return int(self._counters.get(op, 0))
+    def fallbacks(self) -> dict[str, int]:
+        return dict(self._counters)
 
     def set_threads(self, n: int) -> bool:
         if not self.host:

@@ -8,6 +8,7 @@ import pytest
 from haian.conformance import checks, memory, witness
 from haian.conformance.cases import cases, count_cases, counts, digest, find, matching
 from haian.conformance.levels import LEVELS, granted, included
+from haian.conformance.target import FunctionTarget
 from haian.hal.dtype import BY_NAME
 from haian.hal.errors import ArgumentError
 from haian.kernels.ops import OPS
@@ -68,6 +69,19 @@ def test_inputs_depend_on_id_and_seed_only():
     assert drawn("softmax/f32/prime", 3) != drawn("softmax/f32/prime/twice" if "softmax/f32/prime/twice" in {c.id for c in CORE}
                                                   else "log_softmax/f32/prime", 3)
     assert digest() == digest() and len(digest()) == 16
+
+
+def test_every_seed_case_can_fail():
+    """A target that takes every seed for 0 is refused by each of them."""
+    class Deaf(FunctionTarget):
+        def call(self, op, tensors, attrs, outs):
+            return super().call(op, tensors, attrs | {"seed": 0}, outs)
+
+    target = Deaf("deaf", witness.numpy_target().table)
+    chosen = [c for c in CORE if c.kind == "seed"]
+    assert {c.op for c in chosen} == {name for name, op in OPS.items() if op.random}
+    for c in chosen:
+        assert "seed is ignored" in checks.run_case(c, target).message, c.id
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------------

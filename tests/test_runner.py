@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -45,8 +46,8 @@ class FallsBack(FunctionTarget):
         self.count += op.name == "exp"
         return super().call(op, tensors, attrs, outs)
 
-    def fallbacks(self, op):
-        return self.count if op == "exp" else 0
+    def fallbacks(self):
+        return {"exp": self.count}
 
 
 def local(ops, target=witness.numpy_target, **more):
@@ -142,6 +143,23 @@ def test_a_fallback_is_never_a_pass():
     summary = local(("exp/f32/prime", "log/f32/prime"), FallsBack)
     assert summary.counts["not-offered"] == 1 and summary.counts["pass"] == 1
     assert summary.fallbacks == {"exp": 1} and summary.ok
+
+
+def test_a_fallback_inside_a_gradient_is_counted():
+    """softmax's own kernel runs on the chip, the one that its gradient calls does not (in a process of its own: kernels are chosen once)."""
+    pytest.importorskip("triton", reason="Triton not installed")
+    code = """
+from haian.conformance import runner
+from haian.conformance.cases import cases
+from haian.conformance.target import DeviceTarget
+from haian.kernels.triton import softmax
+del softmax.KERNELS["softmax_backward"]
+case = next(c for c in cases("core", ("softmax",)) if c.kind == "gradient")
+line = {**runner.run_case(case, DeviceTarget("sim:0")).line(), "op": "softmax", "level": "core"}
+print(line["result"], line["message"], runner.summarise("sim:0", {"suite": "ops", "expected": {}}, [line], 0.0).fallbacks, sep="; ")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "not-offered; fell back to the host: softmax_backward in 1 calls; {'softmax': 1}", done.stderr
 
 
 def test_the_host_conforms_through_the_public_face():
