@@ -29,15 +29,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..hal.errors import ArgumentError
-from ..hal.registry import installed
+from ..hal import registry
+from ..hal.errors import ArgumentError, HaianError
 from .cases import Case, matching
 from .compare import REDUCED
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 if TYPE_CHECKING:
     from .hal_runner import HalCase
 
-__all__ = ["Allowances", "Rule", "load", "read"]
+__all__ = ["Allowances", "Rule", "beside", "load", "read"]
 
 _TABLES = ("not_offered", "expected_failure", "tolerance", "precision")
 _PRECISION = {"matmul": tuple(filter(None, REDUCED)), "subnormals": ("flushed", "kept")}
@@ -106,10 +110,6 @@ def read(path: Path) -> Allowances:
     Raises:
         ArgumentError: not TOML, an unknown table, or a rule without its reason or day.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     where = f"{path.name} of {path.parent.name}"
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -147,15 +147,42 @@ def _rule(where: str, kind: str, cases: str, value: Any) -> Rule:
     return Rule(cases, str(fields["reason"]), until, factor)
 
 
+def beside(adapter: Path) -> Path | None:
+    """The conformance.toml of an adapter given as a path (a .so, a .py, a folder, a project): beside its file."""
+    try:
+        folders = [registry.adapter_file(adapter).parent]
+    except HaianError:  # not built yet, or two .so files: the rules may be read all the same
+        folders = []
+    folders.append(adapter if adapter.is_dir() else adapter.parent)
+    return next((f / "conformance.toml" for f in folders if (f / "conformance.toml").is_file()), None)
+
+
+def _of(path: Path, adapter: Path, vendor: str) -> bool:
+    """Whether the rules beside an adapter's file are a vendor's: its line ``adapter = "..."`` says so, else the file's name."""
+    try:
+        named = tomllib.loads(path.read_text(encoding="utf-8")).get("adapter")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        named = None  # broken: an error for the device it belongs to, raised by read
+    return named == vendor if named else vendor in registry._words(adapter) | {adapter.name, adapter.parent.name}
+
+
 def load(device: str) -> Allowances:
-    """The allowances of a device's adapter, haian's own or an installed package's; none where it has no such file."""
+    """The allowances of a device's adapter; none where it has no such file.
+
+    An adapter of haian's own or of an installed package has them in its package, one of HAIAN_ADAPTER_PATH beside its file
+    (named by ``adapter = "mychip"`` in them where the file is not called after the driver).
+    """
     vendor = device.partition(":")[0]
     own = f"haian.adapters.{vendor}"
-    packages = [own, *(point.value.partition(":")[0].partition(".")[0] for name, point in installed().items() if name == vendor)]
+    packages = [own, *(point.value.partition(":")[0].partition(".")[0] for name, point in registry.installed().items() if name == vendor)]
     for package in packages:  # found by name, read as data: no adapter is imported
         found = importlib.util.find_spec(package)
         for folder in (found.submodule_search_locations or ()) if found is not None else ():
             path = Path(folder) / "conformance.toml"
             if path.exists():
                 return read(path)
+    for adapter in registry._adapter_files():
+        rules = beside(adapter)
+        if rules is not None and _of(rules, adapter, vendor):
+            return read(rules)
     return Allowances()

@@ -208,9 +208,8 @@ def _allowed(name: str) -> Allowances:
 
     if os.sep not in name:
         return allowances.load(name)
-    path = Path(name)
-    path = (path if path.is_dir() else path.parent) / "conformance.toml"
-    return allowances.read(path) if path.exists() else allowances.Allowances()
+    rules = allowances.beside(Path(name))
+    return allowances.read(rules) if rules else allowances.Allowances()
 
 
 def run_hal(factory: Callable[..., Driver] | str, arguments: tuple = (), device: int = 0, name: str = "", level: str = "",

@@ -237,6 +237,27 @@ def test_shipped_rules_are_readable():
         assert isinstance(allowances.load(f"{vendor}:0"), Allowances)
 
 
+@pytest.mark.parametrize(("adapter", "rules", "first"), [
+    ("libmychip.so", "conformance.toml", ""), ("mychip.py", "conformance.toml", ""), ("mychip/runtime.py", "mychip/conformance.toml", ""),
+    ("other.so", "conformance.toml", 'adapter = "mychip"\n'), ("project", "project/haian_mychip/conformance.toml", 'adapter = "mychip"\n')])
+def test_rules_lie_beside_an_adapter_of_the_path(tmp_path, monkeypatch, adapter, rules, first):
+    file = tmp_path / ("project/haian_mychip/runtime.py" if adapter == "project" else adapter)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("")
+    if adapter == "project":
+        (tmp_path / "project/pyproject.toml").write_text("")
+    (tmp_path / rules).write_text(f'{first}[not_offered]\n"exp" = "no exponential"\n')
+    assert allowances.load("mychip:0") == Allowances()
+    monkeypatch.setenv("HAIAN_ADAPTER_PATH", str(tmp_path / adapter))
+    assert allowances.load("mychip:0").not_offered == (Rule("exp", "no exponential"),)
+    assert allowances.load("yourchip:0") == allowances.load("nowhere") == Allowances()
+    (tmp_path / rules).write_text("not toml")
+    assert allowances.load("yourchip:0") == Allowances()
+    if not first:
+        with pytest.raises(ArgumentError, match=r"conformance\.toml"):
+            allowances.load("mychip:0")
+
+
 def results(rules, ids, target):
     chosen = [find(i) for i in ids]
     return [x["result"] for x in runner.lines_of(chosen, lambda c, factor: runner.run_case(c, target, 0, factor).line(), rules)]
