@@ -220,6 +220,21 @@ def torch_target() -> FunctionTarget:
         return call
 
     r = {"none": 0, "mean": 1, "sum": 2}
+
+    def loss(name: str) -> Callable:
+        """A loss of aten, with broadcasting spelled out, or its gradient."""
+        fn = getattr(aten, name)
+
+        def call(*tensors, reduction, **a):
+            given = [t for t in tensors if t is not None]
+            if any(not torch.isfinite(t).all() for t in given):
+                raise Unsupported("aten refuses them, or its vector and scalar code differ")
+            shape = torch.broadcast_shapes(*(t.shape for t in given))
+            wide_ = [None if t is None else t.expand(shape) for t in wide(None, *tensors)[1:]]
+            return fn(*wide_, r[reduction], *a.values())
+
+        return call
+
     table: dict[str, Callable] = {
         "add": lambda x, y, *, alpha: torch.add(x, y, alpha=number(alpha, x) if x.dtype != torch.bool else bool(alpha)),
         "sub": lambda x, y, *, alpha: torch.sub(x, y, alpha=number(alpha, x)),
@@ -377,6 +392,12 @@ def torch_target() -> FunctionTarget:
             dy, x, t, w, r[reduction], ignore_index, total
         ),
         "cross_entropy": cross_entropy,
+        **{name: loss(name) for name in "mse_loss mse_loss_backward smooth_l1_loss smooth_l1_loss_backward huber_loss huber_loss_backward "
+           "binary_cross_entropy binary_cross_entropy_backward binary_cross_entropy_with_logits".split()},
+        "l1_loss": lambda x, t, *, reduction: f.l1_loss(*torch.broadcast_tensors(*wide_weights(x, t)), reduction=reduction),
+        "kl_div": lambda x, t, *, reduction, log_target: getattr(torch, reduction, torch.clone)(
+            f.kl_div(*torch.broadcast_tensors(*wide_weights(x, t)), reduction="none", log_target=log_target)
+        ),
         "convolution": lambda x, w, b, **a: torch.convolution(x, w, b, *a.values()),
         "convolution_backward": convolution_backward,
         "causal_conv1d": causal_conv1d,
