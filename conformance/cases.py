@@ -124,8 +124,9 @@ def _of(op: Op) -> list[Case]:
         for s in valid:
             if s.level != "core" and (main or (dt.name == "bfloat16" and s.level != "full")):
                 add(dt, s.name, "value", level=s.level)
-        if op.tensors:
+        if op.tensors and not op.by_strides:
             _layouts(op, dt, i, small, main, add)
+        if op.tensors:
             _values(op, dt, small, specs, main, add)
         _conventions(op, dt, small or valid, specs, main, add)
     for bad in op.bad:
@@ -223,6 +224,8 @@ def _conventions(op: Op, dt: DType, small: list[Sample], specs: dict, main: bool
     elif not op.views:
         for s in _pick(sized, key + "/out"):
             add(dt, s.name, "out")
+    for s in _pick(sized, key + "/shares", 2) if op.views and main else ():
+        add(dt, s.name, "shares")
     for s in _pick(sized, key + "/twice"):
         if main or dt.name in ("bfloat16", "float16", "int32"):
             add(dt, s.name, "twice")

@@ -353,6 +353,13 @@ def _same_bits(a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...], message: st
             raise Refused(message)
 
 
+def _shares(run: Run) -> Verdict:
+    inputs = run.placed(run.draws())
+    if not run.target.shares(run.op, inputs, run.attrs):
+        raise Refused("the result is a copy; it needs to be a view on its input's memory")
+    return run.accept(_views(inputs), run.call(inputs))
+
+
 def _seed(run: Run) -> Verdict:
     """The same (seed, offset) gives the same bits, another one others (unless p leaves nothing to chance)."""
     inputs = run.placed(run.draws())
@@ -478,5 +485,6 @@ _CHECKS: dict[str, Callable[[Run], Verdict]] = {
     "twice": _twice,
     "threads": _threads,
     "seed": _seed,
+    "shares": _shares,
     "gradient": _gradient,
 }

@@ -124,7 +124,7 @@ def judge(
     got = tuple(got) if isinstance(got, (tuple, list)) else (got,)
     specs = result_specs(op, inputs, attrs)
     expected = reference(op, inputs, attrs) if expected is None else tuple(expected)
-    names = [n or "result" for n in op.results]
+    names = [f"result {i}" for i in range(len(specs))] if op.lists else [n or "result" for n in op.results]
     if len(got) != len(specs):
         return Verdict(False, f"returned {len(got)} results, needs {len(specs)}", math.inf, "results")
     worst = Verdict(True, "", 0.0, op.budget.letter)
@@ -159,8 +159,8 @@ def _judge_one(op, inputs, attrs, i, y, r, spec, capabilities, probe, constant, 
         return _index(inputs, attrs, y, r)
     if not spec.dtype.is_floating:
         return _exact(y, r, False)
-    if isinstance(rule, classes.Exact):
-        return _exact(y, r, rule.signed_zero)
+    if isinstance(rule, (classes.Exact, classes.Index)):  # the values that stable indices select
+        return _exact(y, r, getattr(rule, "signed_zero", False))
     if probe:
         return _exact(y, r, False, "probe")
     # kappa only widens a budget, and costs a run of the reference a pattern: ask for all of them where it matters.

@@ -17,6 +17,7 @@ from ..hal.driver import Capabilities
 from ..hal.dtype import DType
 from ..hal.dtype import dtype as to_dtype
 from ..hal.errors import AliasError, DTypeError, EnvironmentMissing, ShapeError, Unsupported
+from ..hal.geometry import Geometry, reach
 from ..kernels.ops.record import OPS, Op
 from .compare import result_specs
 from .memory import Placed
@@ -117,7 +118,7 @@ class _Namespace:
             tensors, attrs = bind(op, args, kwargs)
             plain = _map(lambda x: np.asarray(x), tensors)
             got = tuple(np.asarray(y).view(_Array) for y in self._target.call(op, plain, attrs, None))
-            return got if len(op.results) > 1 else got[0]
+            return got if len(op.results) > 1 or op.lists else got[0]
 
         return call
 
@@ -175,6 +176,9 @@ class FunctionTarget(Target):
         with np.errstate(all="ignore"):
             got = self.call(op, _map(lambda p: p.view, inputs), attrs, views)
         return tuple(np.array(y) for y in (got if views is None else views))
+
+    def shares(self, op, inputs, attrs):
+        raise Unsupported(f"{self.name}: a table of functions computes on copies, so where a view lies says nothing")
 
     def gradient(self, op, inputs, attrs, dy):
         o = _Namespace(self)
@@ -255,6 +259,17 @@ class DeviceTarget(Target):
             for placed, whole in wholes:
                 placed.base[...] = whole.cpu().numpy()
         return tuple(np.array(p.view) for p in outs)
+
+    def shares(self, op, inputs, attrs):
+        tensors = _map(lambda p: self._put(p)[1], inputs)
+        args, kwargs = arguments(op, tensors, attrs)
+        got = getattr(self._ops, op.name)(*args, **kwargs)
+
+        def within(y: Any, x: Any) -> bool:
+            first, last = reach(Geometry(x.shape, x.strides))
+            return x.address + first * x.itemsize <= y.address <= x.address + last * x.itemsize
+
+        return all(any(within(y, x) for x in _flat(tensors)) for y in (got if isinstance(got, tuple) else (got,)) if y.numel)
 
     def _beside(self, placed: Placed, wholes, put) -> Any:
         """An output: in a buffer of its own, or in an input's (overlap cases share ``base``)."""

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _native
-from . import registry
+from . import geometry, registry
 from .driver import Capabilities
 from .dtype import ALL, DType
 from .dtype import dtype as as_dtype
 from .errors import ArgumentError, DTypeError, ShapeError, from_code
+from .geometry import MAX_RANK, Geometry
 from .memory import copy, host_view, is_readonly
 
 if TYPE_CHECKING:
     from .device import Device
 
-__all__ = ["MAX_RANK", "Tensor", "asarray", "empty", "from_dlpack"]
+__all__ = ["MAX_RANK", "Tensor", "asarray", "empty", "from_dlpack", "with_geometry"]
 
-MAX_RANK = 8
 Tensor = _native.Tensor
 
 _native.set_dtypes([None] * ALL[0].code + list(ALL))
@@ -339,62 +339,13 @@ def _ints(values: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(v.__index__() for v in values)
 
 
-def _axis(what: str, dim: int, ndim: int) -> int:
-    n = max(ndim, 1)
-    if not -n <= dim < n:
-        raise ShapeError(f"{what}: dim {dim} is outside a tensor of {ndim} axes; needs {-n} <= dim < {n}")
-    return dim % n
+def _geometry(self: Tensor) -> Geometry:
+    return Geometry(self.shape, self.strides)
 
 
-def _target(what: str, self: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """``shape`` with its -1 filled in."""
-    if len(shape) > MAX_RANK:
-        raise ShapeError(f"{what}: {len(shape)} axes; haian tensors have at most {MAX_RANK}")
-    if shape.count(-1) > 1 or any(n < -1 for n in shape):
-        raise ShapeError(f"{what}: {shape} has more than one unknown size; give one -1 at most")
-    if -1 in shape:
-        known = math.prod(n for n in shape if n != -1)
-        if known == 0 or self.numel % known:
-            raise ShapeError(f"{what}: {self.numel} elements of {self.shape} do not fill {shape}; the sizes must multiply to {self.numel}")
-        shape = tuple(self.numel // known if n == -1 else n for n in shape)
-    if math.prod(shape) != self.numel:
-        raise ShapeError(f"{what}: {self.numel} elements of {self.shape} do not fill {shape}; the sizes must multiply to {self.numel}")
-    return shape
-
-
-def _restride(self: Tensor, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Strides of the same elements in the same order under another shape; None where no strides give it."""
-    if self.is_contiguous:
-        return _contiguous(shape)
-    old = [(n, s) for n, s in zip(self.shape, self.strides) if n != 1]
-    out = [0] * len(shape)
-    j = len(shape) - 1
-    i = len(old) - 1
-    while i >= 0:
-        run, step = old[i]  # the longest run of old axes that is one arithmetic sequence
-        while i > 0 and old[i - 1][1] == old[i][0] * old[i][1]:
-            i -= 1
-            run *= old[i][0]
-        i -= 1
-        while run > 1 and j >= 0:
-            if shape[j] != 1:
-                if run % shape[j]:
-                    return None
-                out[j] = step
-                step *= shape[j]
-                run //= shape[j]
-            j -= 1
-        if run > 1:
-            return None
-    return tuple(out)
-
-
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    out, step = [], 1
-    for n in reversed(shape):
-        out.append(step)
-        step *= max(n, 1)
-    return tuple(reversed(out))
+def with_geometry(self: Tensor, g: Geometry) -> Tensor:
+    """The tensor that ``g``, counted from this one's first element, is on this one's memory."""
+    return _view(self, g.shape, g.strides, g.offset)
 
 
 def view(self: Tensor, *shape: Any) -> Tensor:
@@ -403,36 +354,26 @@ def view(self: Tensor, *shape: Any) -> Tensor:
     Raises:
         ShapeError: sizes do not multiply to ``numel``, or strides cannot express it (then ``reshape`` copies).
     """
-    sizes = _target("view", self, _ints(shape))
-    strides = _restride(self, sizes)
-    if strides is None:
-        raise ShapeError(f"view: {self.shape} with strides {self.strides} has no view of {sizes}; use reshape, which copies")
-    return _view(self, sizes, strides)
+    found = geometry.view(_geometry(self), _ints(shape))
+    if not isinstance(found, Geometry):
+        raise ShapeError(f"view: {self.shape} with strides {self.strides} has no view of {found}; use reshape, which copies")
+    return with_geometry(self, found)
 
 
 def reshape(self: Tensor, *shape: Any) -> Tensor:
     """The same elements in row-major order under another shape; a view where strides allow, else a copy."""
-    sizes = _target("reshape", self, _ints(shape))
-    strides = _restride(self, sizes)
-    return _view(_copied(self), sizes, None) if strides is None else _view(self, sizes, strides)
+    found = geometry.view(_geometry(self), _ints(shape), "reshape")
+    return with_geometry(self, found) if isinstance(found, Geometry) else _view(_copied(self), found, None)
 
 
 def permute(self: Tensor, *dims: Any) -> Tensor:
     """A view with axes reordered: axis ``i`` of the result is axis ``dims[i]``."""
-    given = _ints(dims)
-    order = tuple(_axis("permute", d, self.ndim) for d in given)
-    if len(order) != self.ndim or len(set(order)) != self.ndim:
-        raise ShapeError(f"permute: dims {given} for {self.ndim} axes; name each axis once")
-    return _view(self, [self.shape[d] for d in order], [self.strides[d] for d in order])
+    return with_geometry(self, geometry.permute(_geometry(self), _ints(dims)))
 
 
 def transpose(self: Tensor, dim0: int, dim1: int) -> Tensor:
     """A view with two axes exchanged."""
-    a, b = _axis("transpose", dim0, self.ndim), _axis("transpose", dim1, self.ndim)
-    order = list(range(self.ndim))
-    if order:
-        order[a], order[b] = order[b], order[a]
-    return permute(self, order)
+    return with_geometry(self, geometry.transpose(_geometry(self), dim0, dim1))
 
 
 def _t(self: Tensor) -> Tensor:
@@ -455,37 +396,17 @@ def _mt(self: Tensor) -> Tensor:
 
 def expand(self: Tensor, *shape: Any) -> Tensor:
     """A view in which axes of size 1, and new ones in front, repeat with stride 0; -1 keeps a size."""
-    sizes = _ints(shape)
-    lead = len(sizes) - self.ndim
-    if lead < 0:
-        raise ShapeError(f"expand: {self.shape} to {sizes}; needs at least {self.ndim} axes")
-    out_shape, out_strides = [], []
-    for i, n in enumerate(sizes):
-        old, step = (self.shape[i - lead], self.strides[i - lead]) if i >= lead else (1, 0)
-        if n == -1 and i >= lead:
-            n = old
-        if n < 0 or old not in (1, n):
-            raise ShapeError(f"expand: {self.shape} to {sizes}; axis {i} has size {old}, only size 1 repeats")
-        out_shape.append(n)
-        out_strides.append(step if n == old and i >= lead else 0)
-    return _view(self, out_shape, out_strides)
+    return with_geometry(self, geometry.expand(_geometry(self), _ints(shape)))
 
 
 def squeeze(self: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
     """A view without axes of size 1: all of them, or those named (named axes of other sizes stay)."""
-    named = tuple(range(self.ndim)) if dim is None else tuple(dim) if isinstance(dim, Sequence) else (dim,)
-    drop = {_axis("squeeze", d, self.ndim) for d in named}
-    keep = [i for i in range(self.ndim) if i not in drop or self.shape[i] != 1]
-    return _view(self, [self.shape[i] for i in keep], [self.strides[i] for i in keep])
+    return with_geometry(self, geometry.squeeze(_geometry(self), None if dim is None else tuple(dim) if isinstance(dim, Sequence) else (dim,)))
 
 
 def unsqueeze(self: Tensor, dim: int) -> Tensor:
     """A view with a new axis of size 1 at ``dim``."""
-    at = _axis("unsqueeze", dim, self.ndim + 1)
-    shape, strides = list(self.shape), list(self.strides)
-    strides.insert(at, shape[at] * strides[at] if at < len(shape) else 1)
-    shape.insert(at, 1)
-    return _view(self, shape, strides)
+    return with_geometry(self, geometry.unsqueeze(_geometry(self), dim))
 
 
 def _getitem(self: Tensor, key: Any) -> Tensor:
@@ -495,45 +416,13 @@ def _getitem(self: Tensor, key: Any) -> Tensor:
         IndexOutOfBounds: an integer outside its axis.  ShapeError: more indices than axes.
         ArgumentError: lists, arrays and masks, which copy: index_select and gather do that.
     """
-    from .errors import IndexOutOfBounds
     keys = key if isinstance(key, tuple) else (key,)
-    used = sum(1 for k in keys if k is not None and k is not Ellipsis)
-    dots = sum(1 for k in keys if k is Ellipsis)
-    if dots > 1:
-        raise ArgumentError("index: more than one '...'; give one at most")
-    if used > self.ndim:
-        raise ShapeError(f"index: {used} indices for {self.ndim} axes of {self.shape}; give at most {self.ndim}")
-    if not dots:
-        keys = (*keys, Ellipsis)
-    shape: list[int] = []
-    strides: list[int] = []
-    offset = axis = 0
     for k in keys:
-        if k is None:
-            shape.append(1)
-            strides.append(0)
-        elif k is Ellipsis:
-            for _ in range(self.ndim - used):
-                shape.append(self.shape[axis])
-                strides.append(self.strides[axis])
-                axis += 1
-        elif isinstance(k, slice):
-            first, last, step = k.indices(self.shape[axis])
-            count = len(range(first, last, step))
-            shape.append(count)
-            strides.append(self.strides[axis] * step)
-            offset += first * self.strides[axis] if count else 0
-            axis += 1
-        elif hasattr(k, "__index__") and not isinstance(k, (bool, np.bool_, Tensor)) and not getattr(k, "shape", ()):
-            n, i = self.shape[axis], k.__index__()
-            if not -n <= i < n:
-                raise IndexOutOfBounds(f"index: {i} on axis {axis} of size {n}; needs {-n} <= index < {n}")
-            offset += i % n * self.strides[axis]
-            axis += 1
-        else:
+        whole = hasattr(k, "__index__") and not isinstance(k, (bool, np.bool_, Tensor)) and not getattr(k, "shape", ())
+        if not (k is None or k is Ellipsis or isinstance(k, slice) or whole):
             raise ArgumentError(f"index: a {type(k).__name__}; views take integers, slices, None and '...'; "
                                 f"use index_select or gather for lists, arrays and masks")
-    return _view(self, shape, strides, offset)
+    return with_geometry(self, geometry.index(_geometry(self), keys))
 
 
 def _setitem(self: Tensor, key: Any, value: Any) -> None:

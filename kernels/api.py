@@ -10,7 +10,7 @@ from typing import Any
 from .. import _native
 from ..hal import tensor as _tensor  # noqa: F401  completes the native Tensor: dtypes, errors, cold methods
 from ..hal.dtype import DType, dtype
-from .dispatch import Resolver, naming
+from .dispatch import Resolver, look, naming
 from .ops import OPS
 from .ops.record import Op, Param
 
@@ -50,7 +50,26 @@ def native_op(record: Op, resolve: Any, resolver: Resolver) -> Any:
                       resolver.infer, docstring(record))
 
 
+class View:
+    """The callable of a view operator: a few microseconds of Python, no kernel, no plan."""
+
+    def __init__(self, record: Op) -> None:
+        self.record, self.__name__, self.__qualname__, self.__doc__ = record, record.name, record.name, docstring(record)
+        self.__signature__ = _signature(record)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return look(self.record, args, kwargs)
+
+    def __repr__(self) -> str:
+        return f"<view operator {self.record.name}>"
+
+    def forget(self) -> None:
+        """Nothing was planned."""
+
+
 def _make(record: Op) -> Any:
+    if record.views:
+        return View(record)
     resolver = Resolver(record)
     native = resolver.native = native_op(record, resolver.resolve, resolver)
     native.__signature__ = _signature(record)
@@ -63,7 +82,8 @@ def _signature(record: Op) -> inspect.Signature:
         default = None if p.optional and p.default is inspect.Parameter.empty else p.default
         parameters.append(inspect.Parameter(p.name, inspect.Parameter.KEYWORD_ONLY if p.keyword_only else inspect.Parameter.POSITIONAL_OR_KEYWORD,
                                             default=default))
-    parameters.append(inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, default=None))
+    if not record.views:
+        parameters.append(inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, default=None))
     return inspect.Signature(_ordered(parameters))
 
 

@@ -32,6 +32,7 @@ from ..hal.errors import (
     ShapeError,
     Unsupported,
 )
+from ..hal.geometry import Geometry
 from . import library, triton
 from .ops.record import Op, Spec
 
@@ -65,7 +66,8 @@ class Candidate:
     Attributes:
         op: operator name.
         name: ``what__how``, as it stands in reports.
-        device: adapter name (``ascend``), ``triton`` for every device with a Triton target, or ``cpu``.
+        device: adapter name (``ascend``), ``triton`` for every device with a Triton target, ``any`` for what is made of other
+            operators, or ``cpu``.
         dtypes: accepted dtypes of the tensors that carry data, None for all the operator accepts.
         when: ``when(specs, attrs, capabilities) -> str``: why it does not take a signature, "" when it does.  Its attribute
             ``by_signature`` (True): it looks at dtypes and choices only, and is asked once a signature.
@@ -98,7 +100,7 @@ class Candidate:
             for s in specs:
                 if s is not None and s.dtype not in self.dtypes:
                     return f"{s.dtype} is not among its dtypes ({', '.join(sorted(d.name for d in self.dtypes))})"
-        if self.device != "cpu":
+        if self.device not in ("cpu", "any"):
             lacking = [s.dtype.name for s in specs if s is not None and capabilities.dtypes_load and s.dtype.name not in capabilities.dtypes_load]
             if lacking:
                 return f"the device does not load {lacking[0]}"
@@ -221,6 +223,18 @@ def _host(op: str) -> Candidate | None:
     return Candidate(op, f"{op}__{isa}", "cpu", None, None, None, address, pointwise)
 
 
+def _composite(record: Op) -> list[Candidate]:
+    if record.compose is None:
+        return []
+    from . import api
+    compose = record.compose
+
+    def run(*tensors: Any, out: Any, **attrs: Any) -> None:
+        compose(api, *tensors, out=out, **attrs)
+
+    return [Candidate(record.name, f"{record.name}__composite", "any", None, None, run)]
+
+
 def _no_triton(missing: ImportError) -> str:
     found = "is not installed" if isinstance(missing, ModuleNotFoundError) else f"does not import ({missing})"
     return f"its kernels need Triton, which {found}; install haian[triton] or the vendor's Triton"
@@ -272,7 +286,7 @@ def candidates(record: Op, device: Device) -> list[Candidate]:
             if not device.is_host:
                 found = _of_library(record, device, "preferred") + found + _of_library(record, device, "supported")
             host = _host(record.name)
-            _cache[key] = found + ([host] if host else [])
+            _cache[key] = found + ([host] if host else []) + _composite(record)
         vendor = [*_registered.get((record.name, family), ()), *_of_driver(device.driver, family).get(record.name, ())]
         if not device.is_host and device.capabilities.triton_target:
             vendor += _registered.get((record.name, "triton"), ())
@@ -587,6 +601,19 @@ class _Call:
         return tuple(outs)
 
     # ---- running -------------------------------------------------------------------------------------------------------
+    def look(self) -> Any:
+        """The result of a view operator, on the memory of its inputs."""
+        from ..hal.tensor import with_geometry
+        record, tensors = self.record, self.inputs
+        assert record.view is not None
+        if self.out is not None:
+            raise ArgumentError(f"{record.name}: out came, but the result is a view of its input; use copy")
+        made = record.view(*(Geometry(t.shape, t.strides) for t in tensors), **self.attrs)
+        if isinstance(made, Geometry):
+            return self._as_caller(with_geometry(tensors[0], made))
+        pairs = (m if isinstance(m[0], int) else (0, m) for m in made)
+        return self._as_caller(tuple(with_geometry(tensors[i], g) for i, g in pairs))
+
     def run(self, resolver: Resolver) -> Any:
         native = resolver.native
         args, kwargs = _arguments(self.record, self.inputs, self.attrs)
@@ -716,6 +743,11 @@ def _may_overlap(a: Any, b: Any) -> bool:
     return alo < bhi and blo < ahi
 
 
+def look(record: Op, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Call a view operator: its arguments are converted and checked as those of any operator; nothing is computed."""
+    return _Call(record, args, kwargs).look()
+
+
 def explain(op: Any, *args: Any, **kwargs: Any) -> str:
     """Which kernel a call would take and why: every candidate, most specific first, with the reason it was refused.
 
@@ -732,6 +764,8 @@ def explain(op: Any, *args: Any, **kwargs: Any) -> str:
     from ..hal.registry import at
     device = call.device or at(0)
     results = infer_specs(record, call.inputs, call.attrs)
+    if record.views:
+        return f"{name} on {device.name} -> {', '.join(f'{s.dtype} {s.shape}' for s in results)}\n  a view of its input: no kernel"
     lines = [f"{name} on {device.name} -> {', '.join(f'{s.dtype} {s.shape}' for s in results)}"]
     specs = [_spec(t) for t in call.inputs]
     taken = False

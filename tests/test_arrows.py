@@ -14,7 +14,7 @@ PLACES = ("kernels/triton", "kernels/cpu", "kernels/ops", "kernels", "hal", "ada
 ALLOWED = {
     "reporting": set(),
     "hal": set(),
-    "kernels/ops": {"hal.dtype", "hal.errors"},
+    "kernels/ops": {"hal.dtype", "hal.errors", "hal.geometry"},
     "kernels/triton": {"kernels.ops", "hal", "kernels.triton"},
     "kernels/cpu": {"kernels.ops", "hal"},
     "kernels": {"kernels", "hal"},

@@ -5,7 +5,6 @@ from . import (
     attention,
     batch_norm,
     conv,
-    element_loss,
     gated,
     index,
     loss,
@@ -21,6 +20,7 @@ from . import (
     reduce,
     shape,
     softmax,
+    view,
 )
 from .record import OPS
 
@@ -29,7 +29,6 @@ __all__ = [
     "attention",
     "batch_norm",
     "conv",
-    "element_loss",
     "gated",
     "index",
     "loss",
@@ -45,4 +44,5 @@ __all__ = [
     "reduce",
     "shape",
     "softmax",
+    "view",
 ]

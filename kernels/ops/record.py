@@ -159,12 +159,14 @@ def parse_schema(schema: str) -> tuple[str, tuple[Param, ...], tuple[str, ...]]:
                             value, keyword_only, choices))
     results = m[3].strip()
     results = results[1:-1] if results.startswith("(") else results
+    if results == "Tensor[]":
+        return m[1], tuple(params), ("*",)
     names = tuple((r.split() + [""])[1] if r.split()[0] == "Tensor" else _bad_result(schema) for r in results.split(","))
     return m[1], tuple(params), names
 
 
 def _bad_result(schema: str) -> str:
-    raise ValueError(f"schema {schema!r}: results are 'Tensor' or '(Tensor a, Tensor b)'")
+    raise ValueError(f"schema {schema!r}: results are 'Tensor', '(Tensor a, Tensor b)' or, of a view, 'Tensor[]'")
 
 
 def _literal(kind: str, text: str) -> Any:
@@ -203,8 +205,11 @@ class Op:
             written with the operators of ``o``; None: the operator has no gradient.
         names: {"aten": ("add.Tensor", ...), "onnx": ("Add",), ...}
         formula: the pointwise formula (formula.py) C and Triton read; None for other families.
-        composite: why there is no kernel of its own (the record's reference is then built from other operators).
-        views: the result shares memory with its input: no out=, no kernel.
+        compose: ``compose(o, *tensors, out, **attrs)`` writes the result into ``out`` (a tuple for several) with the operators of ``o``,
+            on any device; with it there is no kernel of its own.  composite: why not.
+        view: ``view(*Geometry, **attrs) -> Geometry | tuple[Geometry | (input number, Geometry), ...]`` (hal/geometry.py; several: the
+            result is a list): the result shares memory with an input: no out=, no kernel.
+        by_strides: the view depends on how the input lies in memory.
         random: takes its values from the Philox stream of (seed, offset).
     """
 
@@ -224,7 +229,9 @@ class Op:
     formula: Callable[..., Any] | None = None
     golden: tuple = ()
     composite: str = ""
-    views: bool = False
+    compose: Callable[..., None] | None = None
+    view: Callable[..., Any] | None = None
+    by_strides: bool = False
     random: bool = False
     since: int = 1  # version of the operator standard that introduced this meaning
     name: str = field(init=False)
@@ -235,6 +242,17 @@ class Op:
         name, params, results = parse_schema(self.schema)
         for key, value in (("name", name), ("params", params), ("results", results)):
             object.__setattr__(self, key, value)
+        if (self.compose is None) == bool(self.composite):
+            raise ValueError(f"{name}: a composite says both what it is made of (compose) and why (composite)")
+
+    @property
+    def views(self) -> bool:
+        return self.view is not None
+
+    @property
+    def lists(self) -> bool:
+        """Whether the result is a list of tensors, as many as the arguments say."""
+        return self.results == ("*",)
 
     @property
     def tensors(self) -> tuple[Param, ...]:

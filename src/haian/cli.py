@@ -101,9 +101,15 @@ def operator_row(record: Any) -> dict[str, Any]:
     from .conformance.cases import count_cases
     from .kernels.triton import has
     return {"name": record.name, "family": record.family, "schema": record.schema, "dtypes": [d.name for d in record.dtypes],
-            "impl": {"c": _native.find_kernel(record.name) is not None, "triton": has(record)},
+            "impl": {"c": _native.find_kernel(record.name) is not None, "triton": has(record), "composite": record.composite, "view": record.views},
             "cases": count_cases(record), "grad": record.grad is not None, "aten": list(record.names.get("aten", ())),
             "onnx": list(record.names.get("onnx", ()))}
+
+
+def _kernels(impl: dict[str, Any]) -> list[str]:
+    """The columns C and Triton."""
+    word = "view" if impl["view"] else "composite" if impl["composite"] else ""
+    return [word] * 2 if word else ["yes" if impl[k] else "-" for k in ("c", "triton")]
 
 
 @ops_app.command("list")
@@ -115,7 +121,7 @@ def ops_list(as_json: bool = typer.Option(False, "--json", help="One JSON list, 
         print(json.dumps(rows, indent=1))
         return
     _table(["operator", "family", "C", "Triton", "cases", "gradient", "aten"],
-           [[r["name"], r["family"], "yes" if r["impl"]["c"] else "-", "yes" if r["impl"]["triton"] else "-", r["cases"],
+           [[r["name"], r["family"], *_kernels(r["impl"]), r["cases"],
              "yes" if r["grad"] else "-", ", ".join(r["aten"][:2])] for r in rows])
 
 
@@ -133,7 +139,9 @@ def ops_show(name: str) -> None:
     row = operator_row(record)
     print(docstring(record))
     print(f"error class: {record.budget.letter} {_said(record.budget)}")
-    print(f"kernels: C {'yes' if row['impl']['c'] else 'no'}, Triton {'yes' if row['impl']['triton'] else 'no'}; {row['cases']} cases")
+    made = (f"composite: {record.composite}" if record.composite else "a view: no kernel" if record.views else
+            f"kernels: C {'yes' if row['impl']['c'] else 'no'}, Triton {'yes' if row['impl']['triton'] else 'no'}")
+    print(f"{made}; {row['cases']} cases")
     for sample in record.samples:
         shapes = ", ".join(str(i.shape) if hasattr(i, "shape") else str(i) for i in sample.inputs)
         print(f"  {sample.name:<24} {shapes} {sample.attrs or ''} {sample.model}")
