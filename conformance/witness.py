@@ -372,6 +372,7 @@ def torch_target() -> FunctionTarget:
         "triu": lambda x, *, diagonal: torch.triu(x, diagonal),
         "arange": lambda *, start, end, step, dtype: torch.arange(start, end, step, dtype=dtype),
         "full": lambda *, shape, value, dtype: torch.full(shape, value, dtype=torch.float64).to(dtype),
+        **{name: getattr(torch, name) for name in ("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp")},
         "embedding": lambda weight, indices: f.embedding(indices, weight),
         "embedding_dense_backward": lambda dy, indices, *, num_weights, padding_idx: aten.embedding_dense_backward(
             dy, indices, num_weights, padding_idx, False

@@ -1,0 +1,109 @@
+"""Mutants of scans, sorting, selection and recurrences.  How they are run: mutants.py; the makers: mutate.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .mutate import (
+    Row,
+    attr,
+    contiguous_reads,
+    gradient,
+    inputs,
+    no_checks,
+    noise,
+    reads_back,
+    result,
+    results,
+    threads_order,
+)
+
+__all__ = ["ROWS"]
+
+f32 = np.float32
+
+
+def _exclusive(y: np.ndarray, t: list[Any], a: dict[str, Any]) -> np.ndarray:
+    """What came before each element, without itself."""
+    x = t[0].astype(y.dtype)
+    return y - x if y.size else y
+
+
+def _forgets(block: int):
+    """The sum starts anew at every block of a long axis."""
+
+    def fn(y, t, a):
+        if not y.ndim or y.shape[a["dim"]] <= block:
+            return y
+        v, x = np.array(np.moveaxis(y, a["dim"], -1)), np.moveaxis(t[0].astype(y.dtype), a["dim"], -1)
+        for at in range(block, v.shape[-1], block):
+            v[..., at : at + block] = np.cumsum(x[..., at : at + block], -1)
+        return np.moveaxis(v, -1, a["dim"])
+
+    return result(fn)
+
+
+def _narrow(y: np.ndarray, t: list[Any], a: dict[str, Any]) -> np.ndarray:
+    """Integers kept in 32 bits."""
+    return y.astype(np.int32).astype(np.int64) if y.dtype == np.int64 else y
+
+
+def _first_tie(pick: Any):
+    """The first of equal elements instead of the last one."""
+
+    def fn(y, t, a):
+        values, at = y
+        if not values.ndim or not values.size:
+            return y
+        v, x, w = (np.moveaxis(z, a["dim"], 0) for z in (values, t[0], np.array(at)))
+        for i in range(1, len(v)):
+            same = (v[i] == v[i - 1]) & (x[i] == v[i])
+            w[i] = np.where(same, w[i - 1], w[i])
+        return values, np.moveaxis(w, 0, a["dim"])
+
+    return results(fn)
+
+
+def _skips_nan(fill: float):
+    return inputs(lambda t: [np.where(np.isnan(t[0]), t[0].dtype.type(fill), t[0]) if t[0].dtype.kind == "f" else t[0]])
+
+
+def _naive_logs(y: np.ndarray, t: list[Any], a: dict[str, Any]) -> np.ndarray:
+    """No shift by the largest element."""
+    x = t[0].astype(f32)
+    return np.log(np.cumsum(np.exp(x), a["dim"])).astype(y.dtype) if x.ndim else y
+
+
+def _spread_evenly(o: Any, dy: Any, inputs_: Any, y: Any, attrs: dict[str, Any]) -> tuple:
+    return (dy,)
+
+
+def _cumprod_without_zeros(o: Any, dy: Any, inputs_: Any, y: Any, attrs: dict[str, Any]) -> tuple:
+    total = o.sum(o.mul(dy, y), attrs["dim"], True) if dy.ndim else o.mul(dy, y)
+    return (o.div(o.add(o.sub(total, o.cumsum(o.mul(dy, y), attrs["dim"])), o.mul(dy, y)), inputs_[0]),)
+
+
+ROWS: tuple[Row, ...] = (
+    # ---- scans
+    ("cumsum", "exclusive", "value", result(_exclusive)),
+    ("cumsum", "starts anew at 2048", "value", _forgets(2048)),
+    ("cumsum", "integers in 32 bits", "special", result(_narrow)),
+    ("cumsum", "dim ignored", "value", attr(dim=lambda d: -1)),
+    ("cumsum", "strides ignored", "transposed", contiguous_reads()),
+    ("cumsum", "order follows threads", "threads", threads_order()),
+    ("cumsum", "gradient not summed", "gradient", gradient(_spread_evenly)),
+    ("cumsum", "narrow dtype accepted", "bad", no_checks(None, skip=True)),
+    ("cumprod", "exclusive sums", "value", result(_exclusive)),
+    ("cumprod", "strides ignored", "sliced", contiguous_reads()),
+    ("cumprod", "gradient divides by x", "gradient", gradient(_cumprod_without_zeros)),
+    ("cummax", "first of equals", "value", _first_tie(np.less_equal)),
+    ("cummax", "NaN skipped", "special", _skips_nan(-np.inf)),
+    ("cummax", "dim ignored", "value", attr(dim=lambda d: -1)),
+    ("cummin", "first of equals", "value", _first_tie(np.greater_equal)),
+    ("cummin", "NaN skipped", "special", _skips_nan(np.inf)),
+    ("cummin", "strided out as packed", "out_transposed", reads_back()),
+    ("logcumsumexp", "no shift", "large", result(_naive_logs)),
+    ("logcumsumexp", "bits differ from call to call", "twice", noise()),
+)
