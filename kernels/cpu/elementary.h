@@ -17,6 +17,8 @@ HAIAN_INLINE float haian_ceilf(float x) { return ceilf(x); }
 HAIAN_INLINE double haian_ceil(double x) { return ceil(x); }
 HAIAN_INLINE float haian_truncf(float x) { return truncf(x); }
 HAIAN_INLINE double haian_trunc(double x) { return trunc(x); }
+HAIAN_INLINE float haian_roundf(float x) { return rintf(x); }
+HAIAN_INLINE double haian_round(double x) { return rint(x); }
 HAIAN_INLINE bool haian_signbitf(float x) { return haian_bits32(x) >> 31; }
 HAIAN_INLINE bool haian_signbit(double x) { return haian_bits64(x) >> 63; }
 

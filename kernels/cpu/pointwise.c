@@ -56,6 +56,7 @@ HAIAN_INLINE float haian_far_floor_dividef(float x, float y) {
   }                                                                                                         \
   HAIAN_INLINE T haian_floor_##kind(T x) { return x; }                                                      \
   HAIAN_INLINE T haian_ceil_##kind(T x) { return x; }                                                       \
+  HAIAN_INLINE T haian_round_##kind(T x) { return x; }                                                      \
   HAIAN_INLINE T haian_trunc_##kind(T x) { return x; }                                                      \
   HAIAN_INLINE bool haian_signbit_##kind(T x) { return x < 0; }                                             \
   HAIAN_INLINE T haian_fmod_##kind(T x, T y) { return y == 0 || (y < 0 && y == (T) - 1) ? 0 : (T)(x % y); } \

@@ -66,11 +66,12 @@ VOCABULARY: dict[str, tuple[int, Callable]] = {
     "where": (3, np.where), "expm1": (1, np.expm1), "log1p": (1, np.log1p), "exp2": (1, np.exp2), "log2": (1, np.log2),
     "log10": (1, np.log10), "tan": (1, np.tan), "asin": (1, np.arcsin), "acos": (1, np.arccos), "atan": (1, np.arctan),
     "erfinv": (1, _erfinv), "floor": (1, _whole(np.floor)), "ceil": (1, _whole(np.ceil)), "trunc": (1, _whole(np.trunc)),
+    "round": (1, _whole(np.rint)),
     "fmod": (2, np.fmod), "remainder": (2, np.remainder), "floor_divide": (2, np.floor_divide), "copysign": (2, np.copysign),
     "signbit": (1, lambda x: np.signbit(x) if np.asarray(x).dtype.kind == "f" else x < 0),
 }
 _CONDITIONS = {"signbit"}  # of the vocabulary: the result is a condition
-_OF_INTEGERS = {"add", "sub", "mul", "not", "max", "min", "neg", "abs", "pow", "floor", "ceil", "trunc", "fmod", "remainder",
+_OF_INTEGERS = {"add", "sub", "mul", "not", "max", "min", "neg", "abs", "pow", "floor", "ceil", "trunc", "round", "fmod", "remainder",
                 "floor_divide", "signbit"}
 
 

@@ -13,7 +13,7 @@ from .formula import m
 from .gradient import unbroadcast
 from .pointwise import GELU_CUBIC, SQRT_HALF, _binary, _same, _unary, pointwise
 from .pointwise_grad import gelu_backward, silu_backward
-from .record import NUMBERS, OPS
+from .record import FLOATS, NUMBERS, OPS
 
 __all__ = ["OPS"]
 
@@ -50,6 +50,15 @@ def elu_backward(dy, x, *, alpha=1, scale=1, input_scale=1, is_result=0):
     """Gradient of elu at x, times dy; x is elu's result where is_result is not 0."""
     below = m.where(is_result != 0.0, x + alpha * scale, alpha * scale * m.exp(input_scale * x))
     return m.where(x <= 0.0, dy * input_scale * below, dy * scale)
+
+
+@pointwise(lambda x, threshold, value: np.where(x <= threshold, value, x), dtypes=FLOATS, budget=Exact(),
+           attrs=({"threshold": 0.5, "value": -2.0}, {"threshold": 0.0, "value": 3.0}), golden=((1.0, 1.0), (0.25, -2.0)), aten=("threshold",),
+           onnx=("ThresholdedRelu",), paddle=("thresholded_relu",),
+           grad=_unary(lambda o, dy, x, y, a: o.threshold_backward(dy, x, threshold=a["threshold"])))
+def threshold(x, *, threshold, value):
+    """x where it is above threshold, else value; NaN stays."""
+    return m.where(x <= threshold, value, x)
 
 
 _SLOPES = ({"negative_slope": 0.01}, {"negative_slope": 0.5})

@@ -61,6 +61,13 @@ def trunc(x):
     return m.trunc(x)
 
 
+@pointwise(_kept(np.rint), dtypes=NUMBERS, budget=Exact(signed_zero=True), grad=_unary(_flat), golden=((0.5, 0.0), (1.5, 2.0), (-2.5, -2.0)),
+           domain=(-8.0, 8.0), aten=("round",), onnx=("Round",), paddle=("round",))
+def round(x):
+    """The integer nearest to x, the even one of two; integers stay."""
+    return m.round(x)
+
+
 # ---- division ----------------------------------------------------------------------------------------------------------
 
 
@@ -275,3 +282,11 @@ def signbit(x):
 def logical_xor(x, y):
     """Whether exactly one is nonzero (NaN is), a bool."""
     return (x != 0) ^ (y != 0)
+
+
+# ---- powers ------------------------------------------------------------------------------------------------------------
+@pointwise(np.square, dtypes=NUMBERS, budget=Exact(), grad=_unary(lambda o, dy, x, y, a: o.mul(dy, scaled(o, x, 2.0))),
+           golden=((-3.0, 9.0),), aten=("square",), paddle=("square",))
+def square(x):
+    """x times x.  Integers wrap."""
+    return x * x

@@ -75,7 +75,7 @@ def _infer_arange(*, start: float, end: float, step: float, dtype: DType) -> Spe
     return Spec((n,), dtype)
 
 
-def _infer_full(*, shape: Any, value: float, dtype: DType) -> Spec:
+def infer_full(*, shape: Any, value: float, dtype: DType) -> Spec:
     if dtype not in ANY:
         raise DTypeError(f"full: dtype is {dtype}; accepts {', '.join(map(str, ANY))}")
     shape = tuple(shape)
@@ -237,11 +237,11 @@ op("arange(float start, float end, float step=1, *, dtype dtype=int64) -> Tensor
         Bad("too_large", (), ArgumentError, ("uint8", "255"), {"start": 0.0, "end": 300.0, "dtype": BY_NAME["uint8"]}),
         Bad("bool", (), DTypeError, ("bool", "accepts"), {"start": 0.0, "end": 2.0, "dtype": BY_NAME["bool"]})))
 
-op("full(int[] shape, float value, *, dtype dtype=float32) -> Tensor", family="shape", dtypes=ANY, infer=_infer_full,
+op("full(int[] shape, float value, *, dtype dtype=float32) -> Tensor", family="shape", dtypes=ANY, infer=infer_full,
    reference=_full,
    doc="A tensor of one value, rounded to a floating dtype, truncated towards 0 to an integer one, compared with 0 for "
        "bool.",
-   budget=Exact(), cost=_write_cost(_infer_full), samples=_FULLS,
+   budget=Exact(), cost=_write_cost(infer_full), samples=_FULLS,
    names={"aten": ("full",), "onnx": ("ConstantOfShape",), "paddle": ("full",)},
    bad=(Bad("negative_size", (), ShapeError, ("(2, -1)", "negative"), {"shape": (2, -1), "value": 0.0}),
         Bad("too_large", (), ArgumentError, ("300", "uint8", "255"),

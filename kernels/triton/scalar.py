@@ -9,7 +9,7 @@ import triton.language as tl
 
 __all__ = ["abs", "acos", "asin", "atan", "ceil", "copysign", "cos", "div", "erf", "erfinv", "exp", "exp2", "expm1",
            "floor", "floor_divide", "fmod", "like", "log", "log10", "log1p", "log2", "max", "maximum",
-           "min", "minimum", "pow", "remainder", "rsqrt", "sigmoid", "signbit", "sin", "sqrt", "tan",
+           "min", "minimum", "pow", "remainder", "round", "rsqrt", "sigmoid", "signbit", "sin", "sqrt", "tan",
            "tanh", "trunc", "where"]
 
 
@@ -340,6 +340,17 @@ def ceil(x):
 def trunc(x):
     if x.dtype.is_floating():
         x = copysign(tl.floor(tl.abs(x)), x)
+    return x
+
+
+@triton.jit
+def round(x):
+    if x.dtype.is_floating():
+        size = tl.abs(x)
+        whole = tl.floor(size)
+        rest = size - whole
+        odd = whole - 2.0 * tl.floor(whole * 0.5) != 0.0
+        x = copysign(tl.where((rest > 0.5) | ((rest == 0.5) & odd), whole + 1.0, whole), x)
     return x
 
 
