@@ -23,8 +23,12 @@ if not hasattr(torch.library, "get_kernel"):
 from ..common import Hits, Pass
 from .census import Census
 from .overloads import aten_table
+from .tensors import NUMBER, boxed
 
 __all__ = ["Census", "Enabled", "aten_table", "enable"]
+
+#: torch's own kernels, fetched before anything of ours stands in their place: a nested ``enable`` would find the outer one's.
+_OWN: dict[str, Any] = {}
 
 
 class Enabled:
@@ -49,7 +53,9 @@ class Enabled:
 
     def _override(self, name: str, serve: Any) -> None:
         key = name.removeprefix("aten.").removesuffix(".default")
-        own = torch.library.get_kernel(f"aten::{key}", "CPU")
+        if key not in _OWN:
+            _OWN[key] = torch.library.get_kernel(f"aten::{key}", "CPU")
+        own = _OWN[key]
         packet, _, which = name.removeprefix("aten.").partition(".")
         schema = getattr(getattr(torch.ops.aten, packet), which)._schema
         tensors = {i for i, a in enumerate(schema.arguments) if str(a.type) == "Tensor"}
@@ -58,13 +64,14 @@ class Enabled:
         def call(keyset: Any, *args: Any, **kwargs: Any) -> Any:
             try:
                 result = serve(*args, **kwargs)
-            except (Pass, Unsupported, DTypeError) as left:  # refused before anything was written
-                count.left(name, str(left))
-                # Python sees a number where C++ sees a 0-d tensor
-                boxed = [torch.tensor(a) if i in tensors and not isinstance(a, torch.Tensor) else a for i, a in enumerate(args)]
-                return own.call_boxed(keyset, *boxed, **kwargs)
-            count.served(name)
-            return result
+            except Exception as left:  # noqa: BLE001 - nothing was written: torch's kernel gives its own result, or its own error, for what haian refuses
+                expected = isinstance(left, (Pass, Unsupported, DTypeError))
+                count.left(name, str(left) if expected else f"{type(left).__name__}: {left}")
+            else:
+                count.served(name)
+                return result
+            # outside the except: torch's error is not one "during the handling of" haian's
+            return own.call_boxed(keyset, *(boxed(a, args) if i in tensors and isinstance(a, NUMBER) else a for i, a in enumerate(args)), **kwargs)
 
         assert self._library is not None  # only __init__ calls this
         self._library.impl(key, call, "CPU", with_keyset=True, allow_override=True)

@@ -12,19 +12,18 @@ from typing import Any
 
 import torch
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND as KIND
-from torch._prims_common import compute_elementwise_output_strides, elementwise_dtypes
+from torch._prims_common import compute_elementwise_output_strides, elementwise_dtypes, suggest_memory_format
 
 from ...kernels import api as ops
 from ...kernels.ops import OPS
 from ...kernels.ops.record import Op
 from ..common import Pass
-from .tensors import DTYPES, Make, cast, number, wrap
+from .tensors import DTYPES, Make, cast, number, wrap, writable
 
 __all__ = ["RULES"]
 
 RULES: dict[str, Callable[..., None]] = {}
 REDUCTIONS = ("none", "mean", "sum")  # aten's numbers of loss reductions
-_NUMBER = (bool, int, float, complex)
 
 
 def rule(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -46,9 +45,12 @@ def floating(*tensors: torch.Tensor | None) -> torch.dtype:
 
 
 # ---- pointwise: from the records -----------------------------------------------------------------------------------------
-_BOOL_RESULT = {"eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not"}
+_BOOL_RESULT = {"eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "logical_not", "isnan", "isinf", "isfinite", "signbit"}
 _INT_TO_FLOAT = {"div", "exp", "log", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "tanh", "sigmoid", "erf"}
-_KEEP = {"bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not"}
+# whose memory order aten's result takes: the first operand's, but here the second's (the order in which aten's iterator gets them),
+# or nobody's (masked_fill clones row by row; number ** tensor names its result's shape only)
+_SECOND_LEADS = {"threshold_backward", "leaky_relu_backward"}
+_ROW_MAJOR = {"masked_fill"}
 
 
 def _promotion(name: str) -> KIND:
@@ -100,6 +102,8 @@ def _pointwise(record: Op, make: Make, args: list[Any], attrs: dict[str, Any]) -
         raise Pass(f"dtype {dtype}")
     if DTYPES[dtype] not in record.dtypes:
         raise Pass(f"dtype {dtype}")
+    if name == "pow" and not dtype.is_floating_point and not isinstance(args[1], torch.Tensor) and args[1] < 0:
+        raise Pass("an integer to a negative power, which aten refuses")
     own = name.startswith("logical_")
     inputs = []
     for i, v in enumerate(args):
@@ -109,7 +113,9 @@ def _pointwise(record: Op, make: Make, args: list[Any], attrs: dict[str, Any]) -
             inputs.append(wrap(v) if v.dtype is dtype else cast(v, torch.bool) if own else cast(v, dtype))
         else:
             inputs.append(number(v, dtype))
-    shape, strides = _shape_and_strides(tensors)
+    shape, strides = _shape_and_strides(tensors[::-1] if name in _SECOND_LEADS else tensors)
+    if name in _ROW_MAJOR or name == "pow" and not isinstance(args[0], torch.Tensor):
+        strides = None
     out = make(0, shape, torch.bool if name in _BOOL_RESULT else dtype, strides)
     getattr(ops, name)(*inputs, **attrs, out=wrap(out))
 
@@ -168,21 +174,23 @@ def _clone(make: Make, self: torch.Tensor, *, memory_format: Any = None) -> None
     if memory_format not in (None, torch.preserve_format, torch.contiguous_format):
         raise Pass(f"memory format {memory_format}")
     strides = None
-    if memory_format is not torch.contiguous_format and not self.is_contiguous():
-        strides = torch.empty_like(self, device="meta").stride()
+    if memory_format is not torch.contiguous_format:
+        strides = self.stride() if self.is_contiguous() else torch.empty_like(self, device="meta").stride()
     out = make(0, self.shape, self.dtype, strides)
     ops.copy(wrap(self), out=wrap(out))
 
 
-def copy_into(self: torch.Tensor, src: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
-    """aten.copy_: any dtype, any strides, broadcasting."""
+def copy_into(self: torch.Tensor, src: torch.Tensor | complex, non_blocking: bool = False) -> torch.Tensor:
+    """aten.copy_: any dtype, any strides, broadcasting; a number (C++ sees a 0-d tensor) fills."""
+    if not isinstance(src, torch.Tensor):
+        return fill(self, src)
     if self.device.type != "cpu" or src.device.type != "cpu":
         raise Pass("a copy between devices")
     source = src.expand(self.shape) if src.shape != self.shape else src
     if self.dtype is src.dtype:
-        ops.copy(wrap(source), out=wrap(self))
+        ops.copy(wrap(source), out=wrap(writable(self)))
     else:
-        ops.cast(wrap(source), dtype=DTYPES.get(self.dtype) or _no_dtype(self.dtype), out=wrap(self))
+        ops.cast(wrap(source), dtype=DTYPES.get(self.dtype) or _no_dtype(self.dtype), out=wrap(writable(self)))
     return self
 
 
@@ -198,7 +206,7 @@ def fill(self: torch.Tensor, value: Any = 0) -> torch.Tensor:
         raise Pass("a complex fill")
     if isinstance(value, int) and abs(value) > 2**53:
         raise Pass("an integer past 2**53")
-    ops.full(tuple(self.shape), float(value), dtype=DTYPES[self.dtype], out=wrap(self))
+    ops.full(tuple(self.shape), float(value), dtype=DTYPES[self.dtype], out=wrap(writable(self)))
     return self
 
 
@@ -223,7 +231,9 @@ def _cat(make: Make, tensors: list[torch.Tensor], dim: int = 0) -> None:
     shape = list(kept[0].shape)
     dim = dim % len(shape)
     shape[dim] = sum(t.shape[dim] for t in kept)
-    ops.cat([wrap(t) for t in kept], dim, out=wrap(make(0, shape, kept[0].dtype)))
+    formats = {suggest_memory_format(t) for t in tensors}  # aten's rule: the inputs' format where they agree
+    strides = None if formats == {torch.contiguous_format} or len(formats) > 1 else torch.empty(shape, device="meta", memory_format=formats.pop()).stride()
+    ops.cat([wrap(t) for t in kept], dim, out=wrap(make(0, shape, kept[0].dtype, strides)))
 
 
 @rule("tril.default")
@@ -320,6 +330,8 @@ def _truth(op_name: str) -> Callable[..., None]:
     def run(make: Make, self: torch.Tensor, dim: Any = None, keepdim: bool = False) -> None:
         if self.dtype is torch.uint8:  # aten keeps uint8 here
             raise Pass("uint8")
+        if dim is not None and dim != 0 and not dim:  # no axis: the truth of each element, unlike sum's
+            raise Pass("an empty list of axes")
         _reduce(getattr(ops, op_name), make, self, dim, keepdim, torch.bool)
 
     return run
@@ -437,13 +449,19 @@ def _attention(make: Make, query: torch.Tensor, key: torch.Tensor, value: torch.
     dtype = floating(query, key, value)
     if dropout_p:
         raise Pass("dropout inside attention")
-    b, h, length, _ = query.shape
-    # aten's result is (b, length, h, e) in memory, seen as (b, h, length, e)
-    e = value.shape[-1]
-    out = make(0, (b, h, length, e), dtype, (h * length * e, e, h * e, 1))
-    lse = make(1, (b, h, length), torch.float64 if dtype is torch.float64 else torch.float32)
+    b, h, length, e = query.shape
+    if value.shape[-1] != e:
+        raise Pass("values as long as keys")
+    out = make(0, query.shape, dtype, torch.empty_like(query, device="meta").stride())
+    lse = make(1, (b, h, length), torch.float64 if dtype is torch.float64 else torch.float32, (h * length, 1, h))  # a row of heads a position
     ops.scaled_dot_product_flash_attention(wrap(query), wrap(key), wrap(value), _optional(attn_mask), is_causal=is_causal, scale=scale,
                                            out=(wrap(out), wrap(lse)))
+
+
+def _heads_inside(t: torch.Tensor) -> tuple[int, ...]:
+    """Strides of (batch, heads, length, e) that lies as (batch, length, heads, e) in memory."""
+    _, h, length, e = t.shape
+    return h * length * e, e, h * e, 1
 
 
 @rule("_scaled_dot_product_flash_attention_for_cpu_backward.default")
@@ -452,7 +470,7 @@ def _attention_backward(make: Make, grad_out: torch.Tensor, query: torch.Tensor,
     dtype = floating(grad_out, query, key, value)
     if dropout_p:
         raise Pass("dropout inside attention")
-    results = [make(i, t.shape, dtype) for i, t in enumerate((query, key, value))]
+    results = [make(i, t.shape, dtype, _heads_inside(t)) for i, t in enumerate((query, key, value))]
     ops.scaled_dot_product_flash_attention_backward(wrap(grad_out), wrap(query), wrap(key), wrap(value), wrap(out), wrap(logsumexp),
                                                     _optional(attn_mask), is_causal=is_causal, scale=scale, out=tuple(wrap(r) for r in results))
 

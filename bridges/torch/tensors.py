@@ -8,16 +8,18 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
 
 from ... import _native
 from ...hal.dtype import BY_NAME, DType
 from ...kernels import api as ops
 from ..common import Pass
 
-__all__ = ["DTYPES", "Make", "cast", "number", "wrap"]
+__all__ = ["DTYPES", "NUMBER", "Make", "boxed", "cast", "number", "wrap", "writable"]
+
+NUMBER = (bool, int, float, complex)
 
 DTYPES: dict[torch.dtype, DType] = {getattr(torch, name): d for name, d in BY_NAME.items() if hasattr(torch, name)}
-_TORCH: dict[DType, torch.dtype] = {d: t for t, d in DTYPES.items()}
 _CODES = {t: d.code for t, d in DTYPES.items()}
 
 
@@ -42,25 +44,53 @@ def cast(t: torch.Tensor, dtype: torch.dtype) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _number(value: float, kind: type, dtype: torch.dtype) -> Any:
+def _number(value: float, kind: type, negative_zero: bool, dtype: torch.dtype) -> Any:
     return wrap(torch.tensor(value, dtype=dtype))
 
 
 def number(value: bool | int | float, dtype: torch.dtype) -> Any:
-    """A 0-d haian tensor of a Python number; never written to, so it is kept."""
+    """A 0-d haian tensor of a Python number; never written to, so it is kept.
+
+    Kept by type and sign as well, since ``1 == 1.0 == True`` and ``0.0 == -0.0``.
+    """
     if isinstance(value, complex):
         raise Pass("a complex number")
     if dtype not in DTYPES:
         raise Pass(f"dtype {dtype}")
     kind: type = type(value)
-    return _number(value, kind, dtype)
+    return _number(value, kind, value == 0 and str(value)[0] == "-", dtype)
+
+
+def boxed(value: complex, args: tuple[Any, ...]) -> torch.Tensor:
+    """A number that stands where C++ has a 0-d tensor, in the dtype that the call's promotion arrives at: a 0-d tensor weighs more
+    than a number there, so any other dtype could change the result's."""
+    tensors = [a for a in args if isinstance(a, torch.Tensor)]
+    data = [t for t in tensors if t.dtype is not torch.bool] or tensors  # a mask takes no part in promotion
+    if not data:
+        return torch.tensor(value)
+    _, dtype = elementwise_dtypes(*data, value, type_promotion_kind=ELEMENTWISE_TYPE_PROMOTION_KIND.DEFAULT)
+    try:
+        return torch.tensor(value, dtype=dtype)
+    except (OverflowError, RuntimeError):  # 300 beside uint8: aten's own conversion decides
+        return torch.tensor(value)
+
+
+def writable(out: torch.Tensor) -> torch.Tensor:
+    """``out``, unless elements of it share memory, which aten refuses.
+
+    Raises:
+        Pass: they do.
+    """
+    if any(step == 0 and size > 1 for size, step in zip(out.shape, out.stride())):
+        raise Pass("elements of the written tensor share memory")
+    return out
 
 
 class Make:
     """Makes the results of one call: new tensors, or the caller's (in-place and out= overloads).
 
     A rule calls ``make(index, shape, dtype)`` once a result and writes into what it gets; ``finish`` copies where the
-    caller's tensor had another shape or dtype.
+    caller's tensor had another dtype (in place) or was empty (out=).  Either raises Pass before anything is written.
     """
 
     __slots__ = ("given", "made", "resize")
@@ -72,10 +102,12 @@ class Make:
 
     def __call__(self, index: int, shape: Any, dtype: torch.dtype, strides: tuple[int, ...] | None = None) -> torch.Tensor:
         if self.given is not None:
-            out = self.given[index]
+            out = writable(self.given[index])
             if out.dtype is dtype and out.shape == torch.Size(shape):
                 self.made.append(out)
                 return out
+            if self.resize and (out.dtype is not dtype or out.numel()):
+                raise Pass("out has another dtype, or another shape and elements")  # some of aten's overloads cast and resize, others refuse
         fresh = torch.empty(shape, dtype=dtype) if strides is None else torch.empty_strided(shape, strides, dtype=dtype)
         self.made.append(fresh)
         return fresh
@@ -85,16 +117,13 @@ class Make:
         if self.given is None:
             return self.made[0] if len(self.made) == 1 else tuple(self.made)
         for out, result in zip(self.given, self.made):
-            if out is not result:
-                if self.resize and out.shape != result.shape:
-                    out.resize_(result.shape)
-                if not torch.can_cast(result.dtype, out.dtype):
-                    raise RuntimeError(f"result type {result.dtype} can't be cast to the desired output type {out.dtype}")
-                if out.shape != result.shape:
-                    raise RuntimeError(f"output with shape {list(out.shape)} doesn't match the broadcast shape {list(result.shape)}")
-                out.copy_(result)
+            if out is result:
+                continue
+            if self.resize:  # an empty one, with the result's strides as aten's resize_output gives them
+                out.resize_(result.shape)
+                if not result.is_contiguous():
+                    out.as_strided_(result.shape, result.stride())
+            elif out.shape != result.shape or not torch.can_cast(result.dtype, out.dtype):
+                raise Pass(f"a result {result.dtype} {tuple(result.shape)} for {out.dtype} {tuple(out.shape)} in place")
+            out.copy_(result)
         return self.given[0] if len(self.given) == 1 else self.given
-
-
-def to_torch_dtype(d: DType) -> torch.dtype:
-    return _TORCH[d]
