@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .mutate import Row, attr, contiguous_reads, inputs, no_checks, precise, result
+from .mutate import Row, attr, contiguous_reads, forget_axis_end, inputs, no_checks, precise, result, results
 
 __all__ = ["ROWS"]
 
@@ -27,6 +27,32 @@ def _one_too_few(y, t, a):
 
 def _without(i):
     return inputs(lambda t: [None if k == i else x for k, x in enumerate(t)])
+
+
+def _part(i, fn):
+    """Result number i replaced by ``fn(results, inputs, attrs)``."""
+
+    def put(ys, t, a):
+        ys = list(ys)
+        ys[i] = np.asarray(fn(ys, t, a)).astype(ys[i].dtype)
+        return ys
+
+    return results(put)
+
+
+def _with_last(x, value):
+    x = np.array(x)
+    if x.size > 8:
+        x.reshape(-1)[-1] = value
+    return x
+
+
+def _last_of(x, a, find):
+    """Where the last extreme along dim stands."""
+    if not x.ndim:
+        return np.zeros((), np.int64)
+    at = x.shape[a["dim"]] - 1 - find(np.flip(x, a["dim"]), axis=a["dim"], keepdims=True)
+    return at if a["keepdim"] else np.squeeze(at, a["dim"])
 
 
 # operator, mistake, kind of case meant to refuse it, maker
@@ -62,4 +88,30 @@ ROWS: tuple[Row, ...] = (
     ("sigmoid_focal_loss", "gamma taken for 2", "value", attr(gamma=2.0)),
     ("sigmoid_focal_loss", "no weight", "value", attr(alpha=-1.0)),
     ("sigmoid_focal_loss_backward", "the factor taken for a constant", "value", attr(gamma=0.0)),
+    # ---- reductions
+    ("prod", "the last factor is left out", "value", inputs(lambda t: [_with_last(t[0], 1)])),
+    ("prod", "integers stay in 32 bits", "value", result(
+        lambda y, t, a: y.astype(np.int32).astype(y.dtype) if y.dtype == np.int64 else (y + (y > 1e3) * y * 0.01).astype(y.dtype))),
+    ("std", "n in place of n - 1", "value", attr(correction=0.0)),
+    ("std", "float16 arithmetic", "value", precise(np.float16)),
+    ("std", "the variance", "value", result(lambda y, t, a: (y * y).astype(y.dtype))),
+    ("var_mean", "n in place of n - 1", "value", attr(correction=0.0)),
+    ("var_mean", "the mean is the first element's", "value", _part(1, lambda ys, t, a: ys[1] * 0 + t[0].reshape(-1)[0] if t[0].size else ys[1])),
+    ("std_mean", "n in place of n - 1", "value", attr(correction=0.0)),
+    ("std_mean", "the deviation is the variance", "value", _part(0, lambda ys, t, a: ys[0] * ys[0])),
+    ("aminmax", "exchanged", "value", results(lambda ys, t, a: ys[::-1])),
+    ("aminmax", "NaN is passed over", "value", results(lambda ys, t, a: [
+        f(t[0], axis=a["dim"], keepdims=a["keepdim"]) if t[0].ndim and t[0].dtype == np.float32 else y
+        for f, y in zip((np.fmin.reduce, np.fmax.reduce), ys)])),
+    ("max", "the last of equals", "value", _part(1, lambda ys, t, a: _last_of(t[0], a, np.argmax))),
+    ("max", "the value at the first place", "value", _part(0, lambda ys, t, a: np.take(t[0], [0], a["dim"]).reshape(ys[0].shape) if t[0].ndim else ys[0])),
+    ("min", "the last of equals", "value", _part(1, lambda ys, t, a: _last_of(t[0], a, np.argmin))),
+    ("min", "strides ignored", "transposed", contiguous_reads()),
+    ("count_nonzero", "NaN counts as zero", "value", inputs(lambda t: [np.where(t[0] != t[0], t[0].dtype.type(0), t[0])])),
+    ("count_nonzero", "counts wrap at 256", "value", result(lambda y, t, a: y % 256)),
+    ("logsumexp", "overflows", "value", result(lambda y, t, a: np.where(np.abs(y) > 88, np.inf, y).astype(y.dtype))),
+    ("logsumexp", "of -inf alone NaN", "value", result(lambda y, t, a: np.where(y == -np.inf, np.nan, y).astype(y.dtype))),
+    ("linalg_vector_norm", "always the root of squares", "value", attr(ord=2.0)),
+    ("linalg_vector_norm", "without the root", "value", result(lambda y, t, a: (y * y).astype(y.dtype) if a["ord"] == 2 else y)),
+    ("linalg_vector_norm", "tiles of 1024 drop the rest", "value", forget_axis_end()),
 )

@@ -88,6 +88,14 @@ def torch_target() -> FunctionTarget:
             else torch.sum(x, dim=tuple(range(x.ndim)), keepdim=keepdim, dtype=dtype)
         )
 
+    def prod(x, *, dim, keepdim, dtype):
+        """aten's takes one axis."""
+        x = x.to(dtype if dtype is not None else x.dtype if x.is_floating_point() else torch.int64)
+        dims = range(x.ndim) if dim is None or dim == () else [d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)] if x.ndim else ()
+        for d in sorted(dims, reverse=True):
+            x = torch.prod(x, d, keepdim)
+        return x.clone()
+
     def mean(x, *, dim, keepdim, dtype):
         return torch.mean(x, dim=dim if dim is not None else tuple(range(x.ndim)), keepdim=keepdim, dtype=dtype)
 
@@ -314,6 +322,18 @@ def torch_target() -> FunctionTarget:
         "mean": mean,
         "amax": reduce_(torch.amax),
         "amin": reduce_(torch.amin),
+        "prod": prod,
+        "std": lambda x, *, dim, **a: torch.std(x, None if dim == () else dim, **a),
+        "var_mean": lambda x, *, dim, **a: torch.var_mean(x, None if dim == () else dim, **a),
+        "std_mean": lambda x, *, dim, **a: torch.std_mean(x, None if dim == () else dim, **a),
+        "aminmax": torch.aminmax,
+        "count_nonzero": lambda x, *, dim, keepdim: reduce_(lambda v, dim, keepdim: (v != 0).sum(dim, keepdim=keepdim), lambda v: (v != 0).sum())(
+            x, dim=dim, keepdim=keepdim
+        ),
+        "logsumexp": lambda x, *, dim, keepdim: torch.logsumexp(x, tuple(range(x.ndim)) if dim is None or dim == () else dim, keepdim),
+        "linalg_vector_norm": lambda x, *, ord, dim, keepdim, dtype: torch.linalg.vector_norm(x, ord, dim or None, keepdim, dtype=dtype),
+        "max": torch.max,
+        "min": torch.min,
         "any": logical(torch.any),
         "all": logical(torch.all),
         "argmax": lambda x, *, dim, keepdim: torch.argmax(x, dim=dim, keepdim=keepdim),
@@ -417,6 +437,7 @@ _WIDENED = frozenset(
     {
         "rsqrt",
         "erf",
+        "prod",
         "embedding_dense_backward",
         "index_add",
         "scatter_add",

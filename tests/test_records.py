@@ -236,6 +236,12 @@ def torch_calls(torch):
     def reduction(fn):
         return lambda x, dim, keepdim, **k: fn(x, tuple(range(x.ndim)) if dim is None else dim, keepdim, **k)
 
+    def prod(x, dim, keepdim, dtype):  # aten's takes one axis
+        for d in sorted((k % max(x.ndim, 1) for k in range(x.ndim) if dim in (None, ()) or k in {
+                j % x.ndim for j in ((dim,) if isinstance(dim, int) else dim)}), reverse=True):
+            x = torch.prod(x, d, keepdim, dtype=dtype and getattr(torch, dtype.name))
+        return x if x.is_floating_point() else x.to(torch.int64)
+
     def logical(fn):  # aten's any and all of uint8 give uint8
         return lambda x, dim, keepdim: fn(x != 0, tuple(range(x.ndim)) if dim is None or dim == () else dim, keepdim)
 
@@ -259,6 +265,14 @@ def torch_calls(torch):
         "amax": reduction(torch.amax), "amin": reduction(torch.amin), "argmax": torch.argmax, "argmin": torch.argmin,
         "var": lambda x, dim, correction, keepdim: torch.var(x, dim, correction=correction, keepdim=keepdim),
         "any": logical(torch.any), "all": logical(torch.all),
+        "prod": prod, "std": lambda x, dim, correction, keepdim: torch.std(x, dim, correction=correction, keepdim=keepdim),
+        "std_mean": lambda x, dim, correction, keepdim: torch.std_mean(x, dim, correction=correction, keepdim=keepdim),
+        "var_mean": lambda x, dim, correction, keepdim: torch.var_mean(x, dim, correction=correction, keepdim=keepdim),
+        "aminmax": torch.aminmax, "max": torch.max, "min": torch.min,
+        "count_nonzero": lambda x, dim, keepdim: (x != 0).sum(tuple(range(x.ndim)) if dim in (None, ()) else dim, keepdim=keepdim),
+        "logsumexp": lambda x, dim, keepdim: torch.logsumexp(x, tuple(range(x.ndim)) if dim in (None, ()) else dim, keepdim) if x.ndim else x,
+        "linalg_vector_norm": lambda x, ord, dim, keepdim, dtype: torch.linalg.vector_norm(
+            x, ord, dim, keepdim, dtype=dtype and getattr(torch, dtype.name)),
         "softmax": torch.softmax, "log_softmax": torch.log_softmax,
         "softmax_backward": lambda dy, y, dim: aten._softmax_backward_data(dy, y, dim, y.dtype),
         "log_softmax_backward": lambda dy, y, dim: aten._log_softmax_backward_data(dy, y, dim, y.dtype),

@@ -79,13 +79,21 @@ ROW_INLINE int64_t FN(index_row)(const index_job *job, const char *x, bool paral
   return f.at;
 }
 
+/* One result of a row: where, and what if that is asked for. */
+ROW_INLINE void FN(index_one)(const index_job *job, const haian_place *at, bool parallel) {
+  const char *x = job->x + at->offset[0] * job->row.item;
+  int64_t found = FN(index_row)(job, x, parallel);
+  job->y[at->offset[1]] = found;
+  if (job->values) index_take(job, x, found, at->offset[2]);
+}
+
 static void FN(index_rows)(void *ctx, int64_t lo, int64_t hi) {
   const index_job *job = ctx;
   const haian_walk *w = &job->kept;
   haian_place at;
   haian_place_seek(&at, w, w->ndim, lo);
   for (int64_t row = lo; row < hi; row++) {
-    job->y[at.offset[1]] = FN(index_row)(job, job->x + at.offset[0] * job->row.item, false);
+    FN(index_one)(job, &at, false);
     if (row + 1 < hi) haian_place_next(&at, w, w->ndim);
   }
 }
@@ -108,7 +116,7 @@ static void FN(index_strips)(void *ctx, int64_t lo, int64_t hi) {
     haian_place at;
     haian_place_seek(&at, w, last, task / strips);
     int64_t begin = task % strips * INDEX_WIDTH, n = size - begin < INDEX_WIDTH ? size - begin : INDEX_WIDTH;
-    const char *x = job->x + (at.offset[0] + begin * side) * job->row.item;
+    const char *x = job->x + (at.offset[0] + begin * side) * job->row.item, *first = x;
     int64_t *y = job->y + at.offset[1] + begin * w->stride[last][1];
     for (int64_t i = 0; i < job->n; i++, x += job->row.stride[0] * job->row.item) {
       const REAL *p = (const REAL *)x;
@@ -134,6 +142,8 @@ static void FN(index_strips)(void *ctx, int64_t lo, int64_t hi) {
       }
     }
     for (int64_t j = 0; j < n; j++) y[j * w->stride[last][1]] = where[j];
+    for (int64_t j = 0; j < n && job->values; j++)
+      index_take(job, first + j * side * job->row.item, where[j], at.offset[2] + (begin + j) * w->stride[last][2]);
   }
 }
 
@@ -148,7 +158,7 @@ static int32_t FN(index)(const index_job *job) {
     haian_place at;
     haian_place_seek(&at, w, w->ndim, 0);
     for (int64_t i = 0; i < results; i++) {
-      job->y[at.offset[1]] = FN(index_row)(job, job->x + at.offset[0] * job->row.item, true);
+      FN(index_one)(job, &at, true);
       if (i + 1 < results) haian_place_next(&at, w, w->ndim);
     }
   } else {

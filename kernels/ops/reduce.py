@@ -1,6 +1,6 @@
-"""sum, mean, amax, amin, argmax, argmin, var, any, all: what they are.
+"""sum, mean, prod, extremes and their places, variances, norms, logsumexp, any, all, count_nonzero: what they are.
 
-How they are computed: kernels/cpu/reduce.c, kernels/triton/reduce.py.
+How they are computed: kernels/cpu/reduce.c, kernels/cpu/reduce_index.c, kernels/triton/reduce.py.
 """
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ...hal.dtype import BY_NAME
-from ...hal.errors import DTypeError, ShapeError
+from ...hal.errors import ArgumentError, DTypeError, ShapeError
 from .budget import Conditioned, Exact, Index, Reduction
 from .gradient import count, scaled, spread, zeros
-from .infer import axes, axis, need_dtype, reduced
+from .infer import axes, axis, need, need_dtype, reduced
 from .record import ANY, FLOATS, NUMBERS, Bad, Cost, In, Sample, Spec, op
 
 _INT64, _BOOL = BY_NAME["int64"], BY_NAME["bool"]
@@ -245,3 +245,239 @@ for _name, _test in (("any", np.any), ("all", np.all)):
        samples=[*_samples("int" if _name == "any" else "positive"),
                 Sample("mask", (In((33, 5), "mask", "bool"),), {"dim": 0})],
        bad=_BAD, names={"aten": (_name, f"{_name}.dim", f"{_name}.dims"), "paddle": (_name,)})
+
+
+# ---- products, standard deviations, extremes with places ----------------------------------------------------------------------
+_F64, _INF = BY_NAME["float64"], float("inf")
+
+
+def _some(draw="normal", quick=(), without=()):
+    """A dozen shapes of _SHAPES and a model's: those that take other ways through the kernels."""
+    kept = ("scalar", "one", "prime", "first", "inner", "several", "no_dims", "past_tile", "tall", "empty_rows")
+    found = [Sample(n, (In(s, draw),), {"dim": d, "keepdim": k}) for n, s, d, k in _SHAPES if n in kept and n not in without]
+    return [*found, Sample("resnet_pool", (In((1, 2048, 7, 7), draw),), {"dim": (2, 3)}, "ResNet-50 global pooling", "inference", ("full", "vision")),
+            Sample("bert_hidden", (In((128, 768), draw),), {"dim": -1}, "BERT-base hidden state", "inference", ("full",)),
+            Sample("square_last", (In((4096, 4096), draw),), {"dim": -1}, "", "full", ("full",)),
+            Sample("square_first", (In((4096, 4096), draw),), {"dim": 0}, "", "full", ("full",))]
+
+
+def _prod(x, *, dim, keepdim, dtype):
+    acc = np.float64 if x.dtype.kind == "f" or (dtype and dtype.is_floating) else np.int64
+    with np.errstate(all="ignore"):
+        return np.asarray(np.prod(x, axis=axes("prod", dim, x.ndim), keepdims=keepdim, dtype=acc))
+
+
+def _pair(name):
+    one = _fold(name, FLOATS)
+
+    def infer(x: Spec, *, dim: Any = None, keepdim: bool = False, correction: float = 1) -> tuple[Spec, Spec]:
+        y = one(x, dim=dim, keepdim=keepdim, correction=correction)
+        return y, y
+
+    return infer
+
+
+def _mean_of(x, dim, keepdim):
+    return _mean(x, dim=dim, keepdim=keepdim, dtype=None)
+
+
+def _std_grad(o, dy, inputs, y, attrs):
+    """Through the variance; 0 where all elements are equal, as aten does."""
+    x = inputs[0]
+    deviation = y[0] if isinstance(y, tuple) else y
+    half = o.masked_fill(o.div(dy, deviation), o.eq(deviation, zeros(o, (), x.dtype)), value=0.0)
+    return _var_grad(o, scaled(o, half, 0.5), inputs, y, attrs)
+
+
+_infer_prod, _infer_std = _fold("prod", ANY, _wanted), _fold("std", FLOATS)
+# products that stay near 1, so that no order of the factors overflows or vanishes
+_BALANCED = tuple((1.25, -0.75, 0.875, 1.3125)[i % 4] for i in range(1025))
+
+op("prod(Tensor x, int[]? dim=None, bool keepdim=false, *, dtype? dtype=None) -> Tensor", family="reduce", dtypes=ANY,
+   infer=_infer_prod, rule="reduce", reference=_prod, budget=Reduction(terms=_length, probe=False), cost=_cost(_infer_prod),
+   doc="Product over the axes dim (None or (): all of them), in float32 for float16 and bfloat16; integers and bools to int64, where "
+       "it wraps.  dtype: a wider floating dtype of the result.  The product of no elements is 1.",
+   samples=[*_some(without=("tall", "past_tile")), Sample("long", (In((1025,), values=_BALANCED),), {"dim": 0}),
+            Sample("empty_axis", (In((4, 0)),), {"dim": 1}), Sample("to_float64", (In((5, 33)),), {"dim": 0, "dtype": _F64})],
+   bad=(*_BAD, _BAD_NARROW), names={"aten": ("prod", "prod.dim_int"), "onnx": ("ReduceProd",), "paddle": ("prod",)})
+
+op("std(Tensor x, int[]? dim=None, *, float correction=1, bool keepdim=false) -> Tensor", family="reduce", dtypes=FLOATS,
+   infer=_infer_std, rule="reduce", reference=lambda x, **a: np.sqrt(_var(x, **a)), budget=Conditioned(k=4, terms=_length),
+   cost=_cost(_infer_std, 3), samples=[*_some(), Sample("population", (In((7, 65)),), {"dim": 1, "correction": 0.0}),
+                                       Sample("empty_axis", (In((4, 0)),), {"dim": 1})],
+   doc="Square root of var.", bad=(*_BAD, _BAD_INT), grad=_std_grad, names={"aten": ("std.correction",), "paddle": ("std",)})
+
+for _name, _root in (("var_mean", False), ("std_mean", True)):
+    op(f"{_name}(Tensor x, int[]? dim=None, *, float correction=1, bool keepdim=false) -> (Tensor {_name[:3]}, Tensor mean)", family="reduce",
+       dtypes=FLOATS, infer=_pair(_name),
+       reference=lambda x, *, dim, correction, keepdim, _root=_root: (
+           np.sqrt(_var(x, dim=dim, correction=correction, keepdim=keepdim)) if _root else _var(x, dim=dim, correction=correction, keepdim=keepdim),
+           _mean_of(x, dim, keepdim)),
+       budget=Conditioned(k=4, terms=_length), cost=lambda item, x, **a: Cost(flops=3 * x.size, bytes=item * x.size),
+       samples=[*_some(), Sample("population", (In((7, 65)),), {"dim": 1, "correction": 0.0}), Sample("empty_axis", (In((4, 0)),), {"dim": 1})],
+       doc=f"{_name[:3]} and mean in one reading.", bad=(*_BAD, _BAD_INT), grad=_std_grad if _root else _var_grad,
+       names={"aten": (f"{_name}.correction",)})
+
+
+def _aminmax_infer(x: Spec, *, dim: int | None, keepdim: bool) -> tuple[Spec, Spec]:
+    y = _fold("aminmax", ANY, nonempty=True)(x, dim=None if dim is None else axis("aminmax", dim, x.ndim), keepdim=keepdim)
+    return y, y
+
+
+def _aminmax(x, *, dim, keepdim):
+    over = axes("aminmax", dim, x.ndim)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.min(x, axis=over, keepdims=keepdim)), np.asarray(np.max(x, axis=over, keepdims=keepdim))
+
+
+def _one_axis(samples):
+    return [s for s in samples if s.attrs["dim"] is None or isinstance(s.attrs["dim"], int)]
+
+
+def _whole(samples):
+    return [s for s in samples if isinstance(s.attrs["dim"], int)]
+
+
+_BAD_ONE = (Bad("dim_-3_of_2", _X, ShapeError, ("dim -3", "-2 <= dim < 2"), {"dim": -3}),
+            Bad("no_element", (In((4, 0)),), ShapeError, ("(4, 0)", "no element"), {"dim": 1}))
+
+op("aminmax(Tensor x, *, int? dim=None, bool keepdim=false) -> (Tensor min, Tensor max)", family="reduce", dtypes=ANY, infer=_aminmax_infer,
+   reference=_aminmax, budget=Exact(), cost=lambda item, x, **a: Cost(flops=2 * x.size, bytes=item * x.size),
+   samples=_one_axis(_some()) + _NAN_SAMPLES[:2], bad=_BAD_ONE,
+   doc="Minimum and maximum along dim, or of all elements, in one reading; NaN wins over every number.  No element is a ShapeError.",
+   names={"aten": ("aminmax",)})
+
+
+def _extreme_at(name):
+    def infer(x: Spec, *, dim: int, keepdim: bool) -> tuple[Spec, Spec]:
+        places = _arg(name)(x, dim=dim, keepdim=keepdim)
+        return Spec(places.shape, x.dtype), places
+
+    return infer
+
+
+def _extreme_of(find):
+    def reference(x, *, dim, keepdim):
+        if x.ndim == 0:
+            return x.copy(), np.zeros((), np.int64)
+        at = np.asarray(find(x, axis=dim, keepdims=True), np.int64)
+        values = np.take_along_axis(x, at, dim)
+        return (values, at) if keepdim else (np.squeeze(values, dim), np.squeeze(at, dim))
+
+    return reference
+
+
+def _extreme_at_grad(o, dy, inputs, y, attrs):
+    x, dim, shape = inputs[0], attrs["dim"], None
+    if not x.ndim:
+        return (o.copy(dy),)
+    shape = reduced(x.shape, axes("gradient", dim, x.ndim), True)
+    return (o.scatter_add(zeros(o, x.shape, x.dtype), dim, y[1].reshape(shape), dy.reshape(shape)),)
+
+
+# equal elements have no derivative: the infinite ones keep these samples out of its tests
+_TIED = tuple(float(i * 7 % 5) for i in range(129)) + (-_INF, -_INF, -_INF)
+_TIES = [Sample("ties", (In((4, 33), dtype="float32", values=_TIED),), {"dim": 1}),
+         Sample("ties_first", (In((6, 22), dtype="float32", values=_TIED),), {"dim": 0})]
+
+for _name, _pick in (("max", np.argmax), ("min", np.argmin)):
+    op(f"{_name}(Tensor x, int dim, bool keepdim=false) -> (Tensor values, Tensor indices)", family="reduce", dtypes=NUMBERS,
+       infer=_extreme_at(_name), reference=_extreme_of(_pick), budget=Exact(),
+       cost=lambda item, x, **a: Cost(flops=x.size, bytes=item * x.size),
+       samples=_whole(_some()) + [s for s in _arg_samples() if s.name in ("nan_wins", "nan_wins_first", "greedy")] + _TIES, bad=(*_BAD_ONE, Bad("bool", (In((3, 4), "mask"),), DTypeError, ("bool", "accepts"), {"dim": 0}, "bool")),
+       grad=_extreme_at_grad,
+       doc=f"The {_name}imum along dim and the index (int64) of the first of them; the first NaN wins over every number.  An axis without "
+           "elements is a ShapeError.", names={"aten": (f"{_name}.dim",), "paddle": (f"{_name}_with_index",)})
+
+
+# ---- counts, logarithms of sums, norms ------------------------------------------------------------------------------------------
+_infer_count = _fold("count_nonzero", ANY, lambda name, x, dtype: _INT64)
+
+op("count_nonzero(Tensor x, int[]? dim=None, bool keepdim=false) -> Tensor", family="reduce", dtypes=ANY, infer=_infer_count, rule="reduce",
+   reference=lambda x, *, dim, keepdim: np.asarray(np.sum(x != 0, axis=axes("count_nonzero", dim, x.ndim), keepdims=keepdim, dtype=np.int64)),
+   budget=Exact(), cost=_cost(_infer_count), bad=_BAD,
+   samples=[*_some("int"), Sample("mask", (In((33, 5), "mask", "bool"),), {"dim": 0}), Sample("bytes", (In((3, 9001), "mask", "bool"),), {"dim": 1}),
+            Sample("nan", (In((2, 4), dtype="float32", values=(0, _NAN, -0.0, 1, _INF, 0, 0, _NAN)),), {"dim": 1})],
+   doc="How many elements along the axes dim are not zero (NaN is not), int64.", names={"aten": ("count_nonzero.dim_IntList", "count_nonzero")})
+
+
+def _logsumexp(x, *, dim, keepdim):
+    over = axes("logsumexp", dim, x.ndim)
+    with np.errstate(all="ignore"):
+        top = np.max(x, axis=over, keepdims=True, initial=-np.inf)
+        shift = np.where(np.isinf(top), 0.0, top)
+        y = np.log(np.sum(np.exp(x - shift), axis=over, keepdims=True)) + shift
+    return np.asarray(y if keepdim else np.squeeze(y, over) if over else y)
+
+
+def _logsumexp_grad(o, dy, inputs, y, attrs):
+    x, dim = inputs[0], attrs["dim"]
+    return (o.mul(o.exp(o.sub(x, spread(y, x.shape, dim))), spread(dy, x.shape, dim)),)
+
+
+_infer_logsumexp = _fold("logsumexp", FLOATS)
+
+op("logsumexp(Tensor x, int[]? dim=None, bool keepdim=false) -> Tensor", family="reduce", dtypes=FLOATS, infer=_infer_logsumexp, rule="reduce",
+   reference=_logsumexp, budget=Conditioned(k=4, terms=_length), cost=_cost(_infer_logsumexp, 5), grad=_logsumexp_grad, bad=(*_BAD, _BAD_INT),
+   samples=[*_some(), Sample("empty_axis", (In((4, 0)),), {"dim": 1}),
+            Sample("far", (In((2, 3), values=(1000, 999, 998, -1000, -999, -1001)),), {"dim": 1}),
+            Sample("infinite", (In((4, 3), dtype="float32", values=(_INF, 1, 2, -_INF, -_INF, -_INF, -_INF, 1, 2, _INF, _NAN, -_INF)),), {"dim": 1}),
+            Sample("infinite_first", (In((2, 3), dtype="float32", values=(_INF, -_INF, -_INF, 1, -_INF, 2)),), {"dim": 0}),
+            Sample("llama_vocab", (In((128, 32000)),), {"dim": -1}, "Llama-7B logits", "full", ("full", "llm"))],
+   doc="log of the sum of exp(x) over the axes dim, relative to the largest so that nothing overflows; of no elements -inf.",
+   names={"aten": ("logsumexp",), "onnx": ("ReduceLogSumExp",), "paddle": ("logsumexp",)})
+
+
+def _infer_norm(x: Spec, *, ord: float, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Spec:
+    name = "linalg_vector_norm"
+    need(ord == ord, f"{name}: ord is NaN; needs a number, inf or -inf")
+    return _fold(name, FLOATS, _wanted, nonempty=ord < 0 or ord == _INF)(x, dim=dim, keepdim=keepdim, dtype=dtype)
+
+
+def _norm(x, *, ord, dim, keepdim, dtype):
+    over, size = axes("linalg_vector_norm", dim, x.ndim), np.abs(x)
+    with np.errstate(all="ignore"):
+        if ord in (_INF, -_INF):
+            return np.asarray((np.max if ord > 0 else np.min)(size, axis=over, keepdims=keepdim))
+        if ord == 0:
+            return np.asarray(np.sum((x != 0) * 1.0, axis=over, keepdims=keepdim))
+        if ord == 2:
+            return np.asarray(np.sqrt(np.sum(size * size, axis=over, keepdims=keepdim)))
+        total = np.sum(size if ord == 1 else size**ord, axis=over, keepdims=keepdim)
+        return np.asarray(total if ord == 1 else total ** (1 / ord))
+
+
+def _norm_grad(o, dy, inputs, y, attrs):
+    """0 where the norm is: the subgradient aten takes."""
+    x, p, dim = inputs[0], attrs["ord"], attrs["dim"]
+    none = zeros(o, (), x.dtype)
+    if p == 0:
+        return (zeros(o, x.shape, x.dtype),)
+    whole, g, sign = spread(y, x.shape, dim), spread(dy, x.shape, dim), o.sign(x)
+    if p in (_INF, -_INF):
+        hit = o.eq(o.abs(x), whole)
+        ties = o.cast(o.sum(hit, dim, attrs["keepdim"]), dtype=x.dtype)
+        return (o.mul(sign, o.where(hit, spread(o.div(dy, ties), x.shape, dim), none)),)
+    if p == 1:
+        return (o.mul(sign, g),)
+    ratio = o.masked_fill(o.div(o.abs(x), whole), o.eq(whole, none), value=0.0)
+    return (o.mul(o.mul(sign, g), ratio if p == 2 else o.pow(ratio, o.full((), p - 1, dtype=x.dtype))),)
+
+
+def _norm_samples():
+    found = [Sample(s.name, s.inputs, {"ord": (2.0, 1.0, 2.0, 2.0, 0.0)[i % 5], **s.attrs}, s.model, s.level, s.bench) for i, s in enumerate(_some())]
+    for i, p in enumerate((_INF, -_INF, 0.0, 3.0, 0.5, -1.0, 1.0, 2.0)):
+        found.append(Sample(f"ord_{p:g}", (In((7, 65)),), {"ord": p, "dim": i % 2, "keepdim": i % 3 == 0}))
+    return [*found, Sample("empty_axis", (In((4, 0)),), {"ord": 2.0, "dim": 1}), Sample("long", (In((20011,)),), {"ord": 2.0}),
+            Sample("zeros", (In((2, 3), values=(0, 0, 0, 0, 3, 4)),), {"ord": 2.0, "dim": 1}),
+            Sample("to_float64", (In((5, 33)),), {"ord": 2.0, "dim": 0, "dtype": _F64})]
+
+
+op("linalg_vector_norm(Tensor x, float ord=2.0, int[]? dim=None, bool keepdim=false, *, dtype? dtype=None) -> Tensor", family="reduce",
+   dtypes=FLOATS, infer=_infer_norm, reference=_norm, budget=Conditioned(k=4, terms=_length), cost=_cost(_infer_norm, 2),
+   samples=_norm_samples(), grad=_norm_grad,
+   bad=(*_BAD, _BAD_INT, Bad("inf_of_nothing", (In((4, 0)),), ShapeError, ("(4, 0)", "no element"), {"ord": _INF, "dim": 1}),
+        Bad("ord_nan", _X, ArgumentError, ("ord is NaN",), {"ord": _NAN})),
+   doc="(sum of |x|^ord)^(1 / ord) over the axes dim (None or (): all of them); ord inf and -inf: the largest and smallest |x|, 0: how many are "
+       "not zero.  Powers are summed in float32 at least: where they pass its range, devices without wider sums may give inf or 0.",
+   names={"aten": ("linalg_vector_norm",), "onnx": ("ReduceL1", "ReduceL2"), "paddle": ("p_norm",)})

@@ -1,4 +1,4 @@
-"""sum, mean, amax, amin, argmax, argmin, var, any, all on Triton.
+"""sum, mean, prod, extremes and their places, variances, norms, logsumexp, any, all, count_nonzero on Triton.
 
 x is seen as (outer, n, inner) with a stride each: one result a row of n elements.  A program owns BLOCK_I rows and keeps
 BLOCK_N running values of each, so that loads are coalesced whether the axis or its neighbour is contiguous.  Few long rows are cut
@@ -31,18 +31,30 @@ _INT32 = BY_NAME["int32"]
 
 # ---- kernels -----------------------------------------------------------------------------------------------------------
 @triton.jit
-def reduce_kernel(x_ptr, centre_ptr, y_ptr, rows, inner, n, piece, pieces, stride_o, stride_n, stride_i, divisor, OP: tl.constexpr,
-                  ACC: tl.constexpr, IDENTITY: tl.constexpr, TRUTH: tl.constexpr, CENTRED: tl.constexpr, DIVIDE: tl.constexpr,
+def product(a, b):
+    return a * b
+
+
+@triton.jit
+def reduce_kernel(x_ptr, centre_ptr, y_ptr, rows, inner, n, piece, pieces, stride_o, stride_n, stride_i, divisor, power, OP: tl.constexpr,
+                  MAP: tl.constexpr, END: tl.constexpr, ACC: tl.constexpr, IDENTITY: tl.constexpr, DIVIDE: tl.constexpr,
                   BIG: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr):
-    """y (pieces, rows) = OP over each piece of n.  OP: "sum", "max" or "min" of x, of x != 0 (TRUTH) or of (x - centre)^2 (CENTRED)."""
+    """y (pieces, rows) = OP over each piece of n, then END.
+
+    OP: "sum", "prod", "max" or "min".  MAP: of x itself (""), of x != 0 ("truth"), (x - centre)^2 ("distance"), exp(x - centre) ("exp"),
+    |x| ("size"), x^2 ("square") or |x|^power ("power").  END: nothing (""), the root ("sqrt"), the power 1 / power ("root") or the
+    logarithm plus centre ("log").  An infinite centre of exp counts as 0.
+    """
     INDEX: tl.constexpr = tl.int64 if BIG else tl.int32
     for block in range(tl.program_id(0), tl.cdiv(rows, BLOCK_I) * pieces, tl.num_programs(0)):
         number = block % pieces
         row = (block // pieces).to(INDEX) * BLOCK_I + tl.arange(0, BLOCK_I)
         live = row < rows
         base = (row // inner) * stride_o + (row % inner) * stride_i
-        if CENTRED:
-            centre = tl.load(centre_ptr + row, mask=live, other=0)[None, :]
+        if MAP == "distance" or MAP == "exp" or END == "log":
+            centre = tl.load(centre_ptr + row, mask=live, other=0)
+            if MAP == "exp" or END == "log":
+                centre = tl.where(tl.abs(centre) == float("inf"), 0.0, centre)
         total = tl.full((BLOCK_N, BLOCK_I), IDENTITY, ACC)
         last = tl.minimum((number + 1) * piece, n)
         for far in range(number * piece, last, BLOCK_N * RUN):
@@ -51,33 +63,53 @@ def reduce_kernel(x_ptr, centre_ptr, y_ptr, rows, inner, n, piece, pieces, strid
                 at = start.to(INDEX) + tl.arange(0, BLOCK_N)
                 mask = (at < last)[:, None] & live[None, :]
                 x = tl.load(x_ptr + base[None, :] + at[:, None] * stride_n, mask=mask, other=0)
-                if TRUTH:
+                if MAP == "truth":
                     v = (x != 0).to(ACC)
                 else:
                     v = x.to(ACC)
-                if CENTRED:
-                    v = (v - centre) * (v - centre)
+                if MAP == "distance":
+                    v = (v - centre[None, :]) * (v - centre[None, :])
+                elif MAP == "exp":
+                    v = m.exp(v - centre[None, :])
+                elif MAP == "size":
+                    v = tl.abs(v)
+                elif MAP == "square":
+                    v = v * v
+                elif MAP == "power":
+                    v = m.pow(tl.abs(v), tl.zeros((BLOCK_N, BLOCK_I), ACC) + power)
                 v = tl.where(mask, v, IDENTITY)
                 if OP == "max":
                     some = m.maximum(some, v)
                 elif OP == "min":
                     some = m.minimum(some, v)
+                elif OP == "prod":
+                    some *= v
                 else:
                     some += v
             if OP == "max":
                 total = m.maximum(total, some)
             elif OP == "min":
                 total = m.minimum(total, some)
+            elif OP == "prod":
+                total *= some
             else:
                 total += some
         if OP == "max":
             y = m.max(total, 0)
         elif OP == "min":
             y = m.min(total, 0)
+        elif OP == "prod":
+            y = tl.reduce(total, 0, product)
         else:
             y = tl.sum(total, 0)
         if DIVIDE:
             y = m.div(y, tl.full((BLOCK_I,), 0, ACC) + divisor)
+        if END == "sqrt":
+            y = m.sqrt(y)
+        elif END == "root":
+            y = m.pow(y, m.div(tl.full((BLOCK_I,), 1, ACC), tl.full((BLOCK_I,), 0, ACC) + power))
+        elif END == "log":
+            y = m.log(y) + centre
         tl.store(y_ptr + number.to(INDEX) * rows + row, y.to(y_ptr.dtype.element_ty), mask=live)
 
 
@@ -125,6 +157,18 @@ def arg_kernel(x_ptr, index_ptr, y_ptr, where_ptr, rows, inner, n, piece, pieces
         if KEEP:
             tl.store(y_ptr + at_y, value, mask=live)
         tl.store(where_ptr + at_y, found.to(where_ptr.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def take_kernel(x_ptr, where_ptr, y_ptr, rows, inner, stride_o, stride_n, stride_i, BIG: tl.constexpr, BLOCK: tl.constexpr):
+    """y (rows,): the element of each row that where (rows,) names."""
+    INDEX: tl.constexpr = tl.int64 if BIG else tl.int32
+    for block in range(tl.program_id(0), tl.cdiv(rows, BLOCK), tl.num_programs(0)):
+        row = block.to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+        live = row < rows
+        found = tl.load(where_ptr + row, mask=live, other=0).to(INDEX)
+        x = tl.load(x_ptr + (row // inner) * stride_o + (row % inner) * stride_i + found * stride_n, mask=live, other=0)
+        tl.store(y_ptr + row, x, mask=live)
 
 
 # ---- the way through x -------------------------------------------------------------------------------------------------
@@ -226,36 +270,43 @@ _LARGE = 2**30  # half of int32: room for a block past the end
 # ---- sums and extremes ---------------------------------------------------------------------------------------------------
 _ACC = {"float32": tl.float32, "float64": tl.float64, "int32": tl.int32, "int64": tl.int64}
 _IDENTITY = {("max", "float32"): float("-inf"), ("max", "float64"): float("-inf"), ("max", "int32"): -(2**31), ("max", "int64"): -(2**63),
-             ("min", "float32"): float("inf"), ("min", "float64"): float("inf"), ("min", "int32"): 2**31 - 1, ("min", "int64"): 2**63 - 1}
+             ("min", "float32"): float("inf"), ("min", "float64"): float("inf"), ("min", "int32"): 2**31 - 1, ("min", "int64"): 2**63 - 1,
+             **dict.fromkeys((("prod", "float32"), ("prod", "float64"), ("prod", "int32"), ("prod", "int64")), 1)}
 
 
-def _fold_rows(op: str, x: Tensor, view: Rows, y: Tensor, acc: DType, divisor: float | None = None, truth: bool = False,
-               centre: Tensor | None = None) -> None:
-    """y (contiguous, one element a row) = op over x's rows, in one launch or two."""
+def _fold_rows(op: str, x: Tensor, view: Rows, y: Tensor, acc: DType, divisor: float | None = None, map: str = "",
+               centre: Tensor | None = None, end: str = "", power: float = 0.0) -> None:
+    """y (contiguous, one element a row) = op over x's rows, in one launch or two; map, centre, end: see the kernel."""
     device = device_of(y)
     pieces = view.pieces
     piece = _piece(view, pieces)
     pieces = max(programs(view.n, piece), 1)
     block_n, block_i = view.block
     target = y if pieces == 1 else device.empty((pieces, view.rows), acc)
-    number = F64(divisor or 0.0) if acc.name == "float64" else float(divisor or 0.0)
+    number: Any = F64 if acc.name == "float64" else float
     launch(reduce_kernel, (capped(device, programs(view.rows, block_i) * pieces),), x, x if centre is None else centre, target,
-           view.rows, *_steps(view), piece, pieces, Step(view.stride_o), Step(view.stride_n), Step(view.stride_i), number,
-           OP=op, ACC=_ACC[acc.name], IDENTITY=_IDENTITY.get((op, acc.name), 0), TRUTH=truth, CENTRED=centre is not None,
+           view.rows, *_steps(view), piece, pieces, Step(view.stride_o), Step(view.stride_n), Step(view.stride_i), number(divisor or 0.0),
+           number(power), OP=op, MAP=map, END=end if pieces == 1 else "", ACC=_ACC[acc.name], IDENTITY=_IDENTITY.get((op, acc.name), 0),
            DIVIDE=divisor is not None and pieces == 1, BIG=view.reach >= _LARGE, BLOCK_N=block_n, BLOCK_I=block_i)
     if pieces > 1:
-        _fold_rows(op, target, Rows(1, pieces, view.rows, 0, view.rows, 1), y, acc, divisor)
+        _fold_rows(op, target, Rows(1, pieces, view.rows, 0, view.rows, 1), y, acc, divisor, centre=centre, end=end, power=power)
 
 
-def fold(op: str, x: Tensor, over: tuple[int, ...], out: Tensor, *, divisor: float | None = None, truth: bool = False) -> None:
-    """out = op ("sum", "max", "min") of x (truth: of x != 0) over axes, divided by a number if given; any strides."""
+def fold(op: str, x: Tensor, over: tuple[int, ...], out: Tensor, *, divisor: float | None = None, truth: bool = False, map: str = "",
+         end: str = "", power: float = 0.0) -> None:
+    """out = op ("sum", "prod", "max", "min") of x (truth: of x != 0) over axes, divided by a number if given; any strides.
+
+    map, end, power: what is done to the elements first and to the result at last (reduce_kernel).
+    """
     if out.numel == 0:
         return
-    kind = x.dtype if op != "sum" else out.dtype
+    kind = out.dtype if op in ("sum", "prod") or map else x.dtype
     acc = _INT32 if truth or (not kind.is_floating and kind.name != "int64") else accumulator(kind)
     x, view = _view(x, over)
+    if truth and op == "sum" and view.n >= _LARGE:
+        acc = BY_NAME["int64"]
     with writable(out) as y:
-        _fold_rows(op, x, view, y, acc, divisor, truth)
+        _fold_rows(op, x, view, y, acc, divisor, "truth" if truth else map, end=end, power=power)
 
 
 def _over(x: Tensor, dim: Any) -> tuple[int, ...]:
@@ -294,18 +345,58 @@ def all_(x: Tensor, *, dim: Any, keepdim: bool, out: Tensor) -> None:
     fold("min", x, _over(x, dim), out, truth=True)
 
 
-def var(x: Tensor, *, dim: Any, correction: float, keepdim: bool, out: Tensor) -> None:
-    """The mean first, then the squared distances from it: two readings, no cancellation."""
+def prod(x: Tensor, *, dim: Any, keepdim: bool, dtype: DType | None, out: Tensor) -> None:
+    fold("prod", x, _over(x, dim), out)
+
+
+def aminmax(x: Tensor, *, dim: Any, keepdim: bool, out: tuple[Tensor, Tensor]) -> None:
+    for op, y in zip(("min", "max"), out):
+        fold(op, x, _over(x, dim), y)
+
+
+def count_nonzero(x: Tensor, *, dim: Any, keepdim: bool, out: Tensor) -> None:
+    fold("sum", x, _over(x, dim), out, truth=True)
+
+
+def linalg_vector_norm(x: Tensor, *, ord: float, dim: Any, keepdim: bool, dtype: DType | None, out: Tensor) -> None:
+    over, size = _over(x, dim), float(ord)
+    if size in (float("inf"), -float("inf")):
+        fold("max" if size > 0 else "min", x, over, out, map="size")
+    elif size == 0.0:
+        fold("sum", x, over, out, map="truth")
+    else:
+        how = {1.0: ("size", ""), 2.0: ("square", "sqrt")}.get(size, ("power", "root"))
+        fold("sum", x, over, out, map=how[0], end=how[1], power=size)
+
+
+def _centred(x: Tensor, op: str, over: tuple[int, ...], out: Tensor, divisors: tuple[float | None, float | None], map: str, end: str,
+             first: Tensor | None = None) -> None:
+    """out = a sum of what lies around ``op`` of the elements: two readings, no cancellation.  first: a second result, op itself."""
     if out.numel == 0:
         return
-    over = _over(x, dim)
-    n = _length(x, over)
     acc = accumulator(x.dtype)
     x, view = _view(x, over)
     centre = device_of(x).empty((view.rows,), acc)
-    _fold_rows("sum", x, view, centre, acc, float(n))
+    _fold_rows(op, x, view, centre, acc, divisors[0])
     with writable(out) as y:
-        _fold_rows("sum", x, view, y, acc, max(n - correction, 0.0), centre=centre)
+        _fold_rows("sum", x, view, y, acc, divisors[1], map, centre, end)
+    if first is not None:
+        with writable(first) as y:
+            _fold_rows("max", centre, Rows(view.rows, 1, 1, 1, 1, 0), y, acc)
+
+
+def _spread(end: str, pair: bool) -> Any:
+    def run(x: Tensor, *, dim: Any, correction: float, keepdim: bool, out: Any) -> None:
+        over = _over(x, dim)
+        n = _length(x, over)
+        y, mean = out if pair else (out, None)
+        _centred(x, "sum", over, y, (float(n), max(n - correction, 0.0)), "distance", end, mean)
+
+    return run
+
+
+def logsumexp(x: Tensor, *, dim: Any, keepdim: bool, out: Tensor) -> None:
+    _centred(x, "max", _over(x, dim), out, (None, None), "exp", "log")
 
 
 # ---- indices -------------------------------------------------------------------------------------------------------------
@@ -313,22 +404,27 @@ def _arg(x: Tensor, dim: int | None, smallest: bool, out: Tensor) -> None:
     if out.numel == 0:
         return
     x, view = _view(x, _over(x, dim))
-    device = device_of(out)
+    with writable(out) as y:
+        _arg_rows(x, view, smallest, y)
+
+
+def _arg_rows(x: Tensor, view: Rows, smallest: bool, y: Tensor) -> None:
+    """y (contiguous, int64): the place of the first extreme of each row."""
+    device = device_of(y)
     acc = accumulator(x.dtype) if x.dtype.is_floating or x.dtype.name == "int64" else _INT32
     pieces = view.pieces
     piece = _piece(view, pieces)
     pieces = max(programs(view.n, piece), 1)
     big = view.reach >= _LARGE
     constants: dict[str, Any] = {"ACC": _ACC[acc.name], "LOWEST": _IDENTITY["max", acc.name], "BIG": big}
-    with writable(out) as y:
-        if pieces == 1:
-            _launch_arg(x, y, y, y, view, piece, 1, {**constants, "SMALLEST": smallest, "INDEXED": False, "KEEP": False})
-            return
-        values = device.empty((pieces, view.rows), acc)
-        places = device.empty((pieces, view.rows), "int64" if big else "int32")
-        _launch_arg(x, y, values, places, view, piece, pieces, {**constants, "SMALLEST": smallest, "INDEXED": False, "KEEP": True})
-        parts = Rows(1, pieces, view.rows, 0, view.rows, 1)
-        _launch_arg(values, places, values, y, parts, pieces, 1, {**constants, "SMALLEST": False, "INDEXED": True, "KEEP": False})
+    if pieces == 1:
+        _launch_arg(x, y, y, y, view, piece, 1, {**constants, "SMALLEST": smallest, "INDEXED": False, "KEEP": False})
+        return
+    values = device.empty((pieces, view.rows), acc)
+    places = device.empty((pieces, view.rows), "int64" if big else "int32")
+    _launch_arg(x, y, values, places, view, piece, pieces, {**constants, "SMALLEST": smallest, "INDEXED": False, "KEEP": True})
+    parts = Rows(1, pieces, view.rows, 0, view.rows, 1)
+    _launch_arg(values, places, values, y, parts, pieces, 1, {**constants, "SMALLEST": False, "INDEXED": True, "KEEP": False})
 
 
 def _launch_arg(x: Tensor, index: Tensor, values: Tensor, places: Tensor, view: Rows, piece: int, pieces: int, constants: dict[str, Any]) -> None:
@@ -343,6 +439,22 @@ def argmax(x: Tensor, *, dim: int | None, keepdim: bool, out: Tensor) -> None:
 
 def argmin(x: Tensor, *, dim: int | None, keepdim: bool, out: Tensor) -> None:
     _arg(x, dim, True, out)
+
+
+def _extreme(smallest: bool) -> Any:
+    def run(x: Tensor, *, dim: int, keepdim: bool, out: tuple[Tensor, Tensor]) -> None:
+        values, places = out
+        if values.numel == 0:
+            return
+        x, view = _view(x, _over(x, dim))
+        device = device_of(x)
+        with writable(places) as found:
+            _arg_rows(x, view, smallest, found)
+            with writable(values) as y:
+                launch(take_kernel, (capped(device, programs(view.rows, TILE // 2)),), x, found, y, view.rows, _steps(view)[0], Step(view.stride_o),
+                       Step(view.stride_n), Step(view.stride_i), BIG=view.reach >= _LARGE, BLOCK=TILE // 2)
+
+    return run
 
 
 # ---- what the device must have -------------------------------------------------------------------------------------------
@@ -361,19 +473,33 @@ def _when(result: str = "") -> Any:
     return when
 
 
-KERNELS = {"sum": sum_, "mean": mean, "amax": amax, "amin": amin, "argmax": argmax, "argmin": argmin, "var": var, "any": any_, "all": all_}
-WHEN = {name: _when("int64" if name.startswith("arg") else name) for name in KERNELS}
+_of_dtype = _when()
+
+
+def _when_norm(specs: Sequence[Any], attrs: dict[str, Any], facts: Any) -> str:
+    """Other powers than these are taken in float64 (scalar.pow)."""
+    plain = abs(float(attrs["ord"])) in (0.0, 1.0, 2.0, float("inf")) and attrs["ord"] not in (-1, -2)
+    return _of_dtype(specs, attrs, facts) or ("" if plain else lacks(facts, "float64"))
+
+
+var, std, var_mean, std_mean = _spread("", False), _spread("sqrt", False), _spread("", True), _spread("sqrt", True)
+KERNELS = {"sum": sum_, "mean": mean, "prod": prod, "amax": amax, "amin": amin, "aminmax": aminmax, "argmax": argmax, "argmin": argmin,
+           "max": _extreme(False), "min": _extreme(True), "var": var, "std": std, "var_mean": var_mean, "std_mean": std_mean,
+           "linalg_vector_norm": linalg_vector_norm, "logsumexp": logsumexp, "any": any_, "all": all_, "count_nonzero": count_nonzero}
+_PLACES = ("argmax", "argmin", "max", "min", "count_nonzero")
+WHEN = {name: _when("int64" if name in _PLACES else "sum" if name == "prod" else name) for name in KERNELS} | {"linalg_vector_norm": _when_norm}
 
 
 def matrix() -> Iterator[tuple[str, Any, tuple, dict[str, Any], int]]:
     """Typical signatures: (name, kernel, signature, constants, num_warps); see tests/matrix.py."""
     last = (("i32", True), ("=1", False), ("i32", True), ("i32", True), ("i32", False), ("i32", True), ("=1", False), ("=0", False))
     first = (("i32", True), ("i32", True), ("i32", True), ("i32", True), ("i32", False), ("=0", False), ("i32", True), ("=1", False))
-    for op, t, acc in (("sum", "*fp32", "float32"), ("sum", "*bf16", "float32"), ("max", "*fp32", "float32"), ("sum", "*i64", "int64"),
-                       ("sum", "*fp64", "float64")):
+    for op, t, acc, how, end in (("sum", "*fp32", "float32", "", ""), ("sum", "*bf16", "float32", "", ""), ("max", "*fp32", "float32", "", ""),
+                                 ("sum", "*i64", "int64", "", ""), ("sum", "*fp64", "float64", "", ""), ("prod", "*fp32", "float32", "", ""),
+                                 ("sum", "*fp32", "float32", "exp", "log"), ("sum", "*fp32", "float32", "power", "root")):
         for where, sizes, block in (("last axis", last, (TILE, 1)), ("first axis", first, (TILE // 64, 64))):
-            yield f"{op} {t} {where}", reduce_kernel, ((t, True), (t, True), (t, True), *sizes, ("fp64" if acc == "float64" else "fp32", False)), \
-                {"OP": op, "ACC": _ACC[acc], "IDENTITY": _IDENTITY.get((op, acc), 0), "TRUTH": False, "CENTRED": False, "DIVIDE": False,
+            yield f"{op} {how} {t} {where}", reduce_kernel, ((t, True), (t, True), (t, True), *sizes, *((("fp64" if acc == "float64" else "fp32"), False),) * 2), \
+                {"OP": op, "MAP": how, "END": end, "ACC": _ACC[acc], "IDENTITY": _IDENTITY.get((op, acc), 0), "DIVIDE": False,
                  "BIG": False, "BLOCK_N": block[0], "BLOCK_I": block[1]}, 4
     for where, sizes, block in (("last axis", last, (TILE, 1)), ("first axis", first, (TILE // 64, 64))):
         yield f"argmax *fp32 {where}", arg_kernel, (("*fp32", True), ("*i64", True), ("*fp32", True), ("*i64", True), *sizes), \
