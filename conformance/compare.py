@@ -156,7 +156,7 @@ def judge(
 def _judge_one(op, inputs, attrs, i, y, r, spec, capabilities, probe, constant, factor) -> Verdict:
     rule = op.budget
     if isinstance(rule, classes.Index) and not rule.stable:
-        return _index(inputs, attrs, y, r)
+        return _index(op, inputs, attrs, i, y, r)
     if not spec.dtype.is_floating:
         return _exact(y, r, False)
     if isinstance(rule, (classes.Exact, classes.Index)):  # the values that stable indices select
@@ -491,20 +491,26 @@ def _flushed(op, inputs, attrs, i, y, r, spec, allowed, verdict) -> Verdict:
     return _close(y, nearest, spec.dtype, near, verdict.metric)
 
 
-def _index(inputs, attrs, y, r) -> Verdict:
-    """By the values that the indices select."""
+def _index(op: Op, inputs, attrs, i, y, r) -> Verdict:
+    """Indices by the values that they select, none twice; values beside them exactly, in any order where ``sorted`` is False."""
     x, dim = np.asarray(inputs[0]), attrs.get("dim")
     if dim is None:
         x, dim, y, r = x.reshape(-1), 0, y.reshape(1), r.reshape(1)
-    elif not attrs.get("keepdim", False) and x.ndim:
+    elif attrs.get("keepdim") is False and x.ndim:
         y, r = np.expand_dims(y, dim), np.expand_dims(r, dim)
     if x.ndim == 0:
         return _exact(y, r, False, "I")
-    if ((y < 0) | (y >= x.shape[dim])).any():
-        return Verdict(False, f"an index is outside 0 <= i < {x.shape[dim]}", math.inf, "I")
-    return _exact(
-        np.take_along_axis(x, y.astype(np.int64), dim), np.take_along_axis(x, r.astype(np.int64), dim), False, "I"
-    )
+    if len(op.results) > 1 and i == 0:
+        taken, wanted = y, r.astype(y.dtype)
+    else:
+        if ((y < 0) | (y >= x.shape[dim])).any():
+            return Verdict(False, f"an index is outside 0 <= i < {x.shape[dim]}", math.inf, "I")
+        if (np.diff(np.sort(y, axis=dim), axis=dim) == 0).any():
+            return Verdict(False, "an index stands twice in one line", math.inf, "I")
+        taken, wanted = (np.take_along_axis(x, at.astype(np.int64), dim) for at in (y, r))
+    if attrs.get("sorted") is False:
+        taken, wanted = (np.sort(v.astype(np.float64) if _is_float(v) else v, axis=dim) for v in (taken, wanted))
+    return _exact(taken, wanted, False, "I")
 
 
 def uniform(y: np.ndarray) -> Verdict:

@@ -85,6 +85,69 @@ def _cumprod_without_zeros(o: Any, dy: Any, inputs_: Any, y: Any, attrs: dict[st
     return (o.div(o.add(o.sub(total, o.cumsum(o.mul(dy, y), attrs["dim"])), o.mul(dy, y)), inputs_[0]),)
 
 
+def _unstable(y: Any, t: list[Any], a: dict[str, Any]) -> Any:
+    """Of equal elements the last one first."""
+    values, at = (y[0], y[-1]) if len(y) > 1 else (t[0], y[0])
+    if not at.ndim or not at.size:
+        return y
+    d = a["dim"]
+    v, w = np.moveaxis(np.take_along_axis(t[0], at, d), d, -1), np.array(np.moveaxis(at, d, -1))
+    for i in range(1, w.shape[-1], 2):
+        same = v[..., i] == v[..., i - 1]
+        w[..., i], w[..., i - 1] = np.where(same, w[..., i - 1], w[..., i]), np.where(same, w[..., i], w[..., i - 1])
+    w = np.ascontiguousarray(np.moveaxis(w, -1, d))
+    return (values, w) if len(y) > 1 else (w,)
+
+
+def _reversed_ascending(y: Any, t: list[Any], a: dict[str, Any]) -> Any:
+    """A descending order made by reading the ascending one backwards."""
+    if not a["descending"] or not t[0].ndim:
+        return y
+    at = np.flip(np.argsort(t[0].astype(np.float64), axis=a["dim"], kind="stable"), a["dim"])
+    return (np.take_along_axis(t[0], at, a["dim"]), at) if len(y) > 1 else (at,)
+
+
+def _unmerged(block: int):
+    """Blocks are sorted and never merged."""
+
+    def fn(y, t, a):
+        x, d = t[0], a["dim"]
+        if not x.ndim or x.shape[d] <= block:
+            return y
+        at = np.array(y[-1])
+        v, w = np.moveaxis(x, d, -1), np.moveaxis(at, d, -1)
+        for i in range(0, v.shape[-1], block):
+            w[..., i : i + block] = i + np.argsort(v[..., i : i + block].astype(np.float64), axis=-1, kind="stable")
+        return (np.take_along_axis(x, at, d), at) if len(y) > 1 else (at,)
+
+    return results(fn)
+
+
+def _nan_first(y: Any, t: list[Any], a: dict[str, Any]) -> Any:
+    """NaN counts as smaller than every number."""
+    x, d = t[0], a["dim"]
+    if x.dtype.kind != "f" or not x.ndim or not np.isnan(x).any() or a["descending"]:
+        return y
+    at = np.argsort(np.where(np.isnan(x), -np.inf, x).astype(np.float64), axis=d, kind="stable")
+    return np.take_along_axis(x, at, d), at
+
+
+def _same_place(y: Any, t: list[Any], a: dict[str, Any]) -> Any:
+    """Equal elements are all given the place of the first one."""
+    values, at = y
+    if not at.ndim or not at.size:
+        return y
+    v, w = np.moveaxis(values, a["dim"], -1), np.array(np.moveaxis(at, a["dim"], -1))
+    for i in range(1, w.shape[-1]):
+        w[..., i] = np.where(v[..., i] == v[..., i - 1], w[..., i - 1], w[..., i])
+    return values, np.moveaxis(w, -1, a["dim"])
+
+
+def _shuffled(y: Any, t: list[Any], a: dict[str, Any]) -> Any:
+    """The chosen elements in any order."""
+    return tuple(np.flip(v, a["dim"]) if v.ndim else v for v in y)
+
+
 ROWS: tuple[Row, ...] = (
     # ---- scans
     ("cumsum", "exclusive", "value", result(_exclusive)),
@@ -106,4 +169,23 @@ ROWS: tuple[Row, ...] = (
     ("cummin", "strided out as packed", "out_transposed", reads_back()),
     ("logcumsumexp", "no shift", "large", result(_naive_logs)),
     ("logcumsumexp", "bits differ from call to call", "twice", noise()),
+    # ---- sorting
+    ("sort", "equal elements change places", "value", results(_unstable)),
+    ("sort", "descending reads ascending backwards", "value", results(_reversed_ascending)),
+    ("sort", "NaN first", "special", results(_nan_first)),
+    ("sort", "blocks of 1024 not merged", "value", _unmerged(1024)),
+    ("sort", "dim ignored", "value", attr(dim=lambda d: -1)),
+    ("sort", "strides ignored", "transposed", contiguous_reads()),
+    ("sort", "gradient in sorted order", "gradient", gradient(_spread_evenly)),
+    ("argsort", "equal elements change places", "value", results(_unstable)),
+    ("argsort", "blocks of 512 not merged", "value", _unmerged(512)),
+    ("argsort", "strided out as packed", "out_transposed", reads_back()),
+    ("topk", "k smallest", "value", attr(largest=lambda up: not up)),
+    ("topk", "one place for equal elements", "value", results(_same_place)),
+    ("topk", "not sorted", "value", results(_shuffled)),
+    ("topk", "NaN skipped", "special", _skips_nan(-np.inf)),
+    ("topk", "strides ignored", "sliced", contiguous_reads()),
+    ("kthvalue", "counts from 0", "value", attr(k=lambda k: max(k - 1, 1))),
+    ("kthvalue", "NaN smallest", "special", _skips_nan(-np.inf)),
+    ("kthvalue", "strides ignored", "transposed", contiguous_reads()),
 )

@@ -5,6 +5,7 @@ Not here: wrong ones (mutants.py).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -227,6 +228,38 @@ def torch_target() -> FunctionTarget:
 
         return call
 
+    def bag(w, i, o, scale, *, mode, include_last_offset, padding_idx):
+        """What aten leaves out or fills otherwise (offset2bag, sizes, the row of an empty bag) is worked out beside it."""
+        if not o.numel() or not i.numel() or not w.numel():
+            raise Unsupported("torch has no bags without rows")
+        kind = ("sum", "mean", "max").index(mode)
+        y, _, _, top = aten._embedding_bag(w, i, o, False, kind, False, scale, include_last_offset, padding_idx)
+        bags = o.numel() - include_last_offset
+        own = torch.bucketize(torch.arange(i.numel()), o.long(), right=True) - 1
+        size = torch.bincount(own[i != padding_idx], minlength=bags + 1)[:bags]
+        top = torch.where(size[:, None] == 0, -1, top) if mode == "max" else top.new_empty(0)
+        return y, own.clamp(max=bags), size, top
+
+    def padded(x, *, pad, mode, value):
+        axes = len(pad) // 2
+        if mode == "constant":
+            return f.pad(x, pad, mode, number(value, x) if x.dtype != torch.bool else bool(value))
+        if not x.numel():
+            raise Unsupported("torch pads no empty tensor so")
+        if x.dtype == torch.bool:
+            raise Unsupported("torch mirrors no bool")
+        shape = x.shape[x.ndim - axes :]
+        y = f.pad(x.reshape(1, -1, *shape), pad, mode)
+        return y.reshape(*x.shape[: x.ndim - axes], *y.shape[2:])
+
+    def spatial(name: str) -> Callable:
+        def call(*tensors, pad):
+            if not tensors[-1].numel():
+                raise Unsupported("torch pads no empty tensor so")
+            return getattr(aten, name)(*tensors, pad)
+
+        return call
+
     r = {"none": 0, "mean": 1, "sum": 2}
 
     def loss(name: str) -> Callable:
@@ -392,7 +425,8 @@ def torch_target() -> FunctionTarget:
         "triu": lambda x, *, diagonal: torch.triu(x, diagonal),
         "arange": lambda *, start, end, step, dtype: torch.arange(start, end, step, dtype=dtype),
         "full": lambda *, shape, value, dtype: torch.full(shape, value, dtype=torch.float64).to(dtype),
-        **{name: getattr(torch, name) for name in ("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp")},
+        **{name: getattr(torch, name) for name in ("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "topk", "kthvalue")},
+        **{name: functools.partial(getattr(torch, name), stable=True) for name in ("sort", "argsort")},
         "embedding": lambda weight, indices: f.embedding(indices, weight),
         "embedding_dense_backward": lambda dy, indices, *, num_weights, padding_idx: aten.embedding_dense_backward(
             dy, indices, num_weights, padding_idx, False
@@ -425,6 +459,33 @@ def torch_target() -> FunctionTarget:
         "im2col": lambda x, **a: aten.im2col(x, *map(list, a.values())),
         "col2im": lambda x, **a: aten.col2im(x, *map(list, a.values())),
         **{name: pool(name) for name, record in OPS.items() if record.family == "pool"},
+        "scatter": lambda x, i, src, *, dim: torch.scatter(x, dim, i, src if src.ndim or not x.ndim else src.item()),
+        "scatter_reduce": lambda x, i, src, *, dim, reduce, include_self: torch.scatter_reduce(
+            x, dim, i, src, reduce, include_self=include_self
+        ),
+        "index": lambda x, *i: x[tuple(slice(None) if t is None else t.long() for t in i[: x.ndim])],
+        "index_put": lambda x, v, *i, accumulate: aten.index_put(
+            x, [None if t is None else t.long() for t in i[: x.ndim]], v, accumulate
+        ),
+        "index_fill": lambda x, i, v, *, dim: torch.index_fill(x, dim, i.long(), v),
+        "index_copy": lambda x, i, source, *, dim: torch.index_copy(x, dim, i.long(), source),
+        "masked_scatter": torch.masked_scatter,
+        "select_scatter": lambda x, src, *, dim, index: torch.select_scatter(x, src, dim, index),
+        "slice_scatter": lambda x, src, *, dim, start, end, step: torch.slice_scatter(x, src, dim, start, end, step),
+        "diagonal_scatter": lambda x, src, *, offset, dim1, dim2: torch.diagonal_scatter(x, src, offset, dim1, dim2),
+        "embedding_bag": bag,
+        "constant_pad_nd": lambda x, *, pad, value: padded(x, pad=pad, mode="constant", value=value),
+        "pad": padded,
+        **{name: spatial(name) for name in OPS if "tion_pad" in name},
+        "flip": lambda x, *, dims: torch.flip(x, dims),
+        "roll": lambda x, *, shifts, dims: torch.roll(x, shifts, dims),
+        "repeat": lambda x, *, repeats: x.repeat(repeats),
+        "repeat_interleave": lambda x, *, repeats, dim: torch.repeat_interleave(x, repeats, dim),
+        "stack": lambda tensors, *, dim: torch.stack(tensors, dim),
+        "diag_embed": lambda x, *, offset, dim1, dim2: torch.diag_embed(x, offset, dim1, dim2),
+        "one_hot": lambda x, *, num_classes: f.one_hot(x.long(), num_classes),
+        "fill": torch.fill,
+        "linspace": lambda *, start, end, steps, dtype: torch.linspace(start, end, steps, dtype=dtype),
     }
     return FunctionTarget(
         "torch", {name: _over_torch(torch, OPS[name], fn) for name, fn in table.items() if name in OPS}
@@ -440,7 +501,10 @@ _WIDENED = frozenset(
         "prod",
         "embedding_dense_backward",
         "index_add",
+        "index_put",
         "scatter_add",
+        "scatter_reduce",
+        "embedding_bag",
         "sigmoid_backward",
         "fmod",
         "remainder",
@@ -463,6 +527,7 @@ _WIDENED = frozenset(
         "adaptive_max_pool3d_backward",
         "max_pool2d_with_indices_backward",
         "max_pool3d_with_indices_backward",
+        *(f"{kind}_pad{n}d_backward" for kind in ("reflection", "replication") for n in (1, 2, 3)),
     }
 )
 
@@ -490,7 +555,7 @@ def _over_torch(torch: Any, op: Op, fn: Callable) -> Callable:
         given = {k: kind(v) if k == "dtype" and v is not None else v for k, v in attrs.items()}
         plain = tuple(tuple(t) if isinstance(t, list) else t for t in tensors)
         specs = result_specs(op, plain, attrs)
-        if op.family in ("index", "loss", "pool"):
+        if op.family in ("index", "loss", "pool", "scatter", "moves"):
             reference(op, plain, attrs)  # refuses indices out of bounds in the standard's words; torch's own differ
         if op.name in _WIDENED:
             inputs = tuple(

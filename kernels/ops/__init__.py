@@ -24,6 +24,7 @@ from . import (
     scan,
     shape,
     softmax,
+    sort,
     view,
 )
 from .record import OPS
@@ -52,5 +53,6 @@ __all__ = [
     "scan",
     "shape",
     "softmax",
+    "sort",
     "view",
 ]
