@@ -55,6 +55,20 @@ def _last_of(x, a, find):
     return at if a["keepdim"] else np.squeeze(at, a["dim"])
 
 
+def _by_products(a, b):
+    """Distances by |a|^2 + |b|^2 - 2 a b in float32."""
+    a, b = (x.astype(np.float32) for x in (a, b))
+    squares = (a * a).sum(-1)[..., :, None] + (b * b).sum(-1)[..., None, :] - 2 * (a @ b.swapaxes(-1, -2))
+    return np.sqrt(np.maximum(squares, 0))
+
+
+def _soft(z):
+    if not z.size:
+        return z
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
 # operator, mistake, kind of case meant to refuse it, maker
 ROWS: tuple[Row, ...] = (
     # ---- element-wise losses
@@ -114,4 +128,30 @@ ROWS: tuple[Row, ...] = (
     ("linalg_vector_norm", "always the root of squares", "value", attr(ord=2.0)),
     ("linalg_vector_norm", "without the root", "value", result(lambda y, t, a: (y * y).astype(y.dtype) if a["ord"] == 2 else y)),
     ("linalg_vector_norm", "tiles of 1024 drop the rest", "value", forget_axis_end()),
+    # ---- distances
+    ("cdist", "differences of squares", "value", lambda op, right: lambda t, a: (_by_products(t[0], t[1]).astype(t[0].dtype),)
+     if a["p"] == 2 and t[0].shape[-1] else right(t, a)),
+    ("cdist", "p taken for 2", "value", attr(p=2.0)),
+    ("cdist", "batches are not broadcast", "value", lambda op, right: lambda t, a: right(
+        [np.broadcast_to(t[0][:1], t[0].shape) if t[0].ndim > 3 else t[0], t[1]], a)),
+    ("pdist", "without the root", "value", result(lambda y, t, a: (y * y).astype(y.dtype) if a["p"] == 2 else y)),
+    ("pdist", "pairs in the order of columns", "value", result(
+        lambda y, t, a: y[np.lexsort(np.triu_indices(t[0].shape[0], 1))] if y.size else y)),
+    # ---- normalised sums
+    ("add_rms_norm", "the sum is x", "value", _part(1, lambda ys, t, a: t[0])),
+    ("add_rms_norm", "eps left out", "tiny", attr(eps=1e-30)),
+    ("add_rms_norm", "float16 arithmetic", "value", precise(np.float16)),
+    ("add_layer_norm", "the residual is normalised", "value", inputs(lambda t: [t[1], t[1], *t[2:]])),
+    ("add_layer_norm", "beta ignored", "value", _without(3)),
+    ("skip_layer_norm", "bias ignored", "value", _without(4)),
+    ("skip_layer_norm", "bias not in the sum", "value", _part(1, lambda ys, t, a: t[0].astype(np.float64) + t[1])),
+    # ---- masked softmax
+    ("scaled_masked_softmax", "True is seen", "value", inputs(lambda t: [t[0], ~t[1]])),
+    ("scaled_masked_softmax", "scale ignored", "value", attr(scale=1.0)),
+    ("scaled_masked_softmax", "rows of nothing are NaN", "value", result(
+        lambda y, t, a: np.where(np.broadcast_to(t[1], y.shape).all(-1, keepdims=True), np.nan, y).astype(y.dtype) if y.size else y)),
+    ("scaled_upper_triang_masked_softmax", "the diagonal is masked", "value", result(
+        lambda y, t, a: (y * np.tri(*y.shape[-2:], -1)).astype(y.dtype))),
+    ("scaled_upper_triang_masked_softmax", "masked after the sum", "value", lambda op, right: lambda t, a: (
+        (_soft(t[0].astype(np.float64) * a["scale"]) * np.tri(*t[0].shape[-2:])).astype(t[0].dtype),)),
 )

@@ -232,6 +232,9 @@ def torch_target() -> FunctionTarget:
         """What aten leaves out or fills otherwise (offset2bag, sizes, the row of an empty bag) is worked out beside it."""
         if not o.numel() or not i.numel() or not w.numel():
             raise Unsupported("torch has no bags without rows")
+        if include_last_offset and o[-1] != i.numel():
+            raise Unsupported("torch counts rows behind the last offset in a mean")
+        w, i, o = w.contiguous(), i.contiguous(), o.contiguous()  # torch reads indices as if they were packed
         kind = ("sum", "mean", "max").index(mode)
         y, _, _, top = aten._embedding_bag(w, i, o, False, kind, False, scale, include_last_offset, padding_idx)
         bags = o.numel() - include_last_offset
@@ -239,6 +242,15 @@ def torch_target() -> FunctionTarget:
         size = torch.bincount(own[i != padding_idx], minlength=bags + 1)[:bags]
         top = torch.where(size[:, None] == 0, -1, top) if mode == "max" else top.new_empty(0)
         return y, own.clamp(max=bags), size, top
+
+    def index_put(x, values, *indices, accumulate):
+        given = [None if t is None else t.long() for t in indices[: x.ndim]]
+        if not accumulate:
+            n = sum(t is not None for t in given)
+            place = torch.broadcast_tensors(*(t % max(x.shape[d], 1) for d, t in enumerate(given) if t is not None))
+            if n and len(torch.stack(place).reshape(n, -1).unique(dim=1).T) < place[0].numel():
+                raise Unsupported("torch leaves open which of several values stays")
+        return aten.index_put(x, given, values, accumulate)
 
     def padded(x, *, pad, mode, value):
         axes = len(pad) // 2
@@ -261,6 +273,19 @@ def torch_target() -> FunctionTarget:
         return call
 
     r = {"none": 0, "mean": 1, "sum": 2}
+
+    def finite(*tensors):
+        if not all(torch.isfinite(t).all() for t in tensors):
+            raise Unsupported("aten's distances lose NaN for some p")
+        return wide(*tensors)
+
+    def torch_batches(a, b):
+        lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        return a.expand(*lead, *a.shape[-2:]), b.expand(*lead, *b.shape[-2:])
+
+    def masked_softmax(x, mask, *, scale):
+        z = (wide_weights(x)[0] * scale).masked_fill(mask, -torch.inf)
+        return torch.where(z == -torch.inf, 0.0, torch.softmax(z, -1))
 
     def loss(name: str) -> Callable:
         """A loss of aten, with broadcasting spelled out, or its gradient."""
@@ -447,6 +472,12 @@ def torch_target() -> FunctionTarget:
             dy, x, t, w, r[reduction], ignore_index, total
         ),
         "cross_entropy": cross_entropy,
+        "cdist": lambda a, b, *, p, compute_mode: aten._cdist_forward(*finite(*torch_batches(a, b)), p, 2).to(a.dtype),
+        "pdist": lambda x, *, p: aten._pdist_forward(finite(x)[0], p),
+        "scaled_masked_softmax": masked_softmax,
+        "scaled_upper_triang_masked_softmax": lambda x, *, scale: masked_softmax(
+            x, torch.ones(x.shape[-2:], dtype=torch.bool).triu(1), scale=scale
+        ),
         **{name: loss(name) for name in "mse_loss mse_loss_backward smooth_l1_loss smooth_l1_loss_backward huber_loss huber_loss_backward "
            "binary_cross_entropy binary_cross_entropy_backward binary_cross_entropy_with_logits".split()},
         "l1_loss": lambda x, t, *, reduction: f.l1_loss(*torch.broadcast_tensors(*wide_weights(x, t)), reduction=reduction),
@@ -464,9 +495,7 @@ def torch_target() -> FunctionTarget:
             x, dim, i, src, reduce, include_self=include_self
         ),
         "index": lambda x, *i: x[tuple(slice(None) if t is None else t.long() for t in i[: x.ndim])],
-        "index_put": lambda x, v, *i, accumulate: aten.index_put(
-            x, [None if t is None else t.long() for t in i[: x.ndim]], v, accumulate
-        ),
+        "index_put": index_put,
         "index_fill": lambda x, i, v, *, dim: torch.index_fill(x, dim, i.long(), v),
         "index_copy": lambda x, i, source, *, dim: torch.index_copy(x, dim, i.long(), source),
         "masked_scatter": torch.masked_scatter,
@@ -478,9 +507,9 @@ def torch_target() -> FunctionTarget:
         "pad": padded,
         **{name: spatial(name) for name in OPS if "tion_pad" in name},
         "flip": lambda x, *, dims: torch.flip(x, dims),
-        "roll": lambda x, *, shifts, dims: torch.roll(x, shifts, dims),
+        "roll": lambda x, *, shifts, dims: torch.roll(x, shifts, dims) if x.ndim else x.clone(),
         "repeat": lambda x, *, repeats: x.repeat(repeats),
-        "repeat_interleave": lambda x, *, repeats, dim: torch.repeat_interleave(x, repeats, dim),
+        "repeat_interleave": lambda x, *, repeats, dim: torch.repeat_interleave(x, repeats, dim if x.ndim else None),
         "stack": lambda tensors, *, dim: torch.stack(tensors, dim),
         "diag_embed": lambda x, *, offset, dim1, dim2: torch.diag_embed(x, offset, dim1, dim2),
         "one_hot": lambda x, *, num_classes: f.one_hot(x.long(), num_classes),

@@ -2,15 +2,18 @@
 from __future__ import annotations
 
 from . import (
+    add_norm,
     attention,
     batch_norm,
     conv,
     create,
+    distance,
     element_loss,
     gated,
     index,
     llm,
     loss,
+    masked_softmax,
     matmul,
     norm,
     optim,
@@ -31,15 +34,18 @@ from .record import OPS
 
 __all__ = [
     "OPS",
+    "add_norm",
     "attention",
     "batch_norm",
     "conv",
     "create",
+    "distance",
     "element_loss",
     "gated",
     "index",
     "llm",
     "loss",
+    "masked_softmax",
     "matmul",
     "norm",
     "optim",
