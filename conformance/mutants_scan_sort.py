@@ -148,6 +148,25 @@ def _shuffled(y: Any, t: list[Any], a: dict[str, Any]) -> Any:
     return tuple(np.flip(v, a["dim"]) if v.ndim else v for v in y)
 
 
+def _without(i: int):
+    """An optional input is ignored."""
+    return inputs(lambda t: [None if j == i else x for j, x in enumerate(t)])
+
+
+def _first_group(t: list[Any]) -> list[Any]:
+    """Every channel reads the first group's B."""
+    if t[3].ndim == 4:
+        t[3] = np.repeat(t[3][:, :1], t[3].shape[1], axis=1)
+    return t
+
+
+def _tiled_heads(t: list[Any]) -> list[Any]:
+    """Heads of q and k repeat as 0, 1, 0, 1 instead of 0, 0, 1, 1."""
+    each = t[2].shape[2] // t[0].shape[2]
+    t[0], t[1] = (np.tile(x, (1, 1, each, 1)) for x in t[:2])
+    return t
+
+
 ROWS: tuple[Row, ...] = (
     # ---- scans
     ("cumsum", "exclusive", "value", result(_exclusive)),
@@ -188,4 +207,17 @@ ROWS: tuple[Row, ...] = (
     ("kthvalue", "counts from 0", "value", attr(k=lambda k: max(k - 1, 1))),
     ("kthvalue", "NaN smallest", "special", _skips_nan(-np.inf)),
     ("kthvalue", "strides ignored", "transposed", contiguous_reads()),
+    # ---- recurrences
+    ("selective_scan", "no softplus", "value", attr(delta_softplus=lambda s: False)),
+    ("selective_scan", "D ignored", "value", _without(5)),
+    ("selective_scan", "delta_bias ignored", "value", _without(7)),
+    ("selective_scan", "first group for all", "value", inputs(_first_group)),
+    ("selective_scan", "last state of the step before", "value", results(lambda y, t, a: (y[0], y[1] * y[1].dtype.type(0.5)))),
+    ("selective_scan", "strides ignored", "transposed", contiguous_reads()),
+    ("gated_delta_rule", "heads repeat in turn", "value", inputs(_tiled_heads)),
+    ("gated_delta_rule", "initial state ignored", "value", _without(5)),
+    ("gated_delta_rule", "no scale", "value", attr(scale=lambda s: 1.0)),
+    ("gated_delta_rule", "q and k not divided by their length", "value", attr(use_qk_l2norm=lambda s: False)),
+    ("gated_delta_rule", "decay not an exponent", "value", inputs(lambda t: [*t[:3], t[3] / 2, *t[4:]])),
+    ("gated_delta_rule", "strides ignored", "sliced", contiguous_reads()),
 )
