@@ -40,11 +40,23 @@ typedef struct {
   choice chosen;
 } plan;
 
+/* The last signature of a call with tensors only, all contiguous and of one shape: it needs no binding, no plan and no
+ * shape rule, which are 35 of 65 ns.  tile is NULL until there is one. */
+enum { MAX_SHORT = 4 };
+typedef struct {
+  haian_tile tile;
+  uint32_t tag[MAX_SHORT];
+  int64_t item[MAX_SHORT], out_item;
+  int32_t out_dtype;
+} shortcut;
+
 typedef struct {
   PyObject_HEAD vectorcallfunc call;
   PyObject *name, *resolve, *slow, *infer, *doc, *dict;
   int n_params, n_in, n_attr, n_out, reduce_dim, reduce_keepdim;
-  uint32_t required;              /* bits of parameters that must be given */
+  uint32_t required; /* bits of parameters that must be given */
+  int tensors_first; /* the first n_in parameters are the tensors, and nothing else is required */
+  shortcut last;
   int n_keyed, keyed[MAX_PARAMS]; /* attribute slots that are part of the signature: choices and dtypes */
   param params[MAX_PARAMS];
   haian_attr defaults[HAIAN_MAX_ATTRS];
@@ -438,6 +450,21 @@ static PyObject *slow_call(op_object *op, PyObject *const *args, Py_ssize_t n, P
   return PyObject_Vectorcall(op->slow, args, (size_t)n, kwnames);
 }
 
+static inline int only_out(PyObject *kwnames) {
+  return !kwnames || (PyTuple_GET_SIZE(kwnames) == 1 && PyTuple_GET_ITEM(kwnames, 0) == s_out);
+}
+
+static void keep_shortcut(op_object *op, const bound *b, const choice *c) {
+  shortcut *s = &op->last;
+  for (int k = 0; k < b->n_in; k++) {
+    s->tag[k] = b->in[k]->tag;
+    s->item[k] = haian_itemsize(b->in[k]->dtype);
+  }
+  s->out_dtype = c->out_dtype[0];
+  s->out_item = haian_itemsize(s->out_dtype);
+  s->tile = c->tile;
+}
+
 static PyObject *call_holding(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *kwnames,
                               PyObject **held) {
   op_object *op = (op_object *)self;
@@ -571,6 +598,7 @@ static PyObject *call_holding(PyObject *self, PyObject *const *args, size_t narg
     int direct = c.tile && work <= GIL_CUTOFF && (out[0]->tag & HAIAN_TAG_CONTIGUOUS);
     for (int k = 0; direct && k < b.n_in; k++) direct = b.in[k]->numel == out[0]->numel;
     if (direct) {
+      if (op->tensors_first && n == op->n_in && only_out(kwnames)) keep_shortcut(op, &b, &c);
       const void *data[HAIAN_MAX_OPERANDS];
       for (int k = 0; k < b.n_in; k++) data[k] = b.in[k]->data;
       c.tile(data, out[0]->data, out[0]->numel, b.attr);
@@ -610,7 +638,50 @@ static PyObject *call_holding(PyObject *self, PyObject *const *args, size_t narg
   return tuple;
 }
 
+/* The result by the shortcut; NULL without an exception where the call does not fit it. */
+static PyObject *call_short(const op_object *op, PyObject *const *args, Py_ssize_t n, PyObject *kwnames) {
+  const shortcut *s = &op->last;
+  const haian_tensor *x = &((haian_py_tensor *)args[0])->t, *t;
+  const void *data[MAX_SHORT];
+  for (Py_ssize_t k = 0; k < n; k++) {
+    if (!HAIAN_TENSOR_CHECK(args[k])) return NULL;
+    t = &((haian_py_tensor *)args[k])->t;
+    if (t->tag != s->tag[k] || (k && !same_sizes(t->shape, x->shape, x->ndim))) return NULL;
+    data[k] = t->data;
+  }
+  if (x->numel > GIL_CUTOFF / (MAX_SHORT + 1) || stream_depth) return NULL;
+  const haian_tile tile = s->tile; /* allocating may run finalisers, which may call this operator */
+  PyObject *out;
+  if (kwnames) {
+    out = args[n];
+    if (!HAIAN_TENSOR_CHECK(out) || ((haian_py_tensor *)out)->readonly) return NULL;
+    t = &((haian_py_tensor *)out)->t;
+    if (t->dtype != s->out_dtype || t->device || !(t->tag & HAIAN_TAG_CONTIGUOUS) || t->ndim != x->ndim ||
+        !same_sizes(t->shape, x->shape, x->ndim))
+      return NULL;
+    uintptr_t lo = (uintptr_t)t->data, hi = lo + (uintptr_t)(x->numel * s->out_item);
+    for (Py_ssize_t k = 0; k < n; k++) {
+      uintptr_t a = (uintptr_t)data[k];
+      int itself = a == lo && (int32_t)(s->tag[k] & 31u) == s->out_dtype;
+      if (!itself && a < hi && lo < a + (uintptr_t)(x->numel * s->item[k])) return NULL;
+    }
+    Py_INCREF(out);
+  } else {
+    out = (PyObject *)haian_tensor_empty(s->out_dtype, x->ndim, x->shape, op->name);
+    if (!out) return NULL;
+    t = &((haian_py_tensor *)out)->t;
+  }
+  tile(data, t->data, x->numel, op->defaults);
+  return out;
+}
+
 static PyObject *op_vectorcall(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *kwnames) {
+  const op_object *op = (const op_object *)self;
+  Py_ssize_t n = PyVectorcall_NARGS(nargsf);
+  if (op->last.tile && n == op->n_in && only_out(kwnames)) {
+    PyObject *r = call_short(op, args, n, kwnames);
+    if (r || PyErr_Occurred()) return r;
+  }
   PyObject *held[2] = {NULL, NULL};
   PyObject *r = call_holding(self, args, nargsf, kwnames, held);
   Py_XDECREF(held[0]);
@@ -704,6 +775,9 @@ static PyObject *op_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     if (PyUnicode_CompareWithASCIIString(p->name, "keepdim") == 0) op->reduce_keepdim = p->slot;
     if (p->has_default && read_default(p, def, op)) goto bad;
   }
+  op->tensors_first = op->n_in >= 1 && op->n_in <= MAX_SHORT && op->required == (1u << op->n_in) - 1;
+  for (int i = 0; i < op->n_in && op->tensors_first; i++)
+    op->tensors_first = op->params[i].kind == KIND_TENSOR && !op->params[i].keyword_only;
   return (PyObject *)op;
 bad:
   Py_DECREF(op);
@@ -728,6 +802,7 @@ static PyObject *op_get_misses(PyObject *self, void *c) {
 static PyObject *op_forget(PyObject *self, PyObject *unused) {
   (void)unused;
   op_object *op = (op_object *)self;
+  op->last.tile = NULL;
   for (int i = 0; i < N_PLANS; i++) {
     plan *p = op->plans[i];
     op->plans[i] = NULL;
