@@ -5,6 +5,7 @@ Not here: how they are timed (timer.py) and who computes them (runner.py, peers.
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -84,7 +85,7 @@ def _samples(record: Op, suite: str) -> list[Sample]:
     if suite == "calls":
         return _calls(record)
     marked = [s for s in record.samples if suite in s.bench]
-    return marked if marked or suite != "full" or record.views else [max(record.samples, key=_bytes)]
+    return marked if marked or suite != "full" or not record.takes_out else [max(record.samples, key=_bytes)]
 
 
 def _calls(record: Op) -> list[Sample]:
@@ -93,7 +94,9 @@ def _calls(record: Op) -> list[Sample]:
         return []
     like = record.samples[-1] if record.family == "reduce" else next(s for s in reversed(record.samples) if "full" in s.bench)
     ins = tuple(None if i is None else replace(i, shape=(CALL_SIZE,), values=None, layout="") for i in like.inputs)
-    attrs = {} if record.family == "reduce" else like.attrs
+    attrs = like.attrs
+    if record.family == "reduce":  # all axes, or the only one where the operator wants one named
+        attrs = {p.name: 0 for p in record.attrs if p.name == "dim" and p.default is inspect.Parameter.empty}
     return [Sample(f"call_{CALL_SIZE}", ins, attrs), Sample(f"call_{CALL_SIZE}_allocating", ins, attrs)]
 
 

@@ -53,7 +53,7 @@ def text(summary: Summary) -> str:
     out += [f"peer {name}: skipped, {why}" for name, why in summary.absent.items()]
     if summary.facts.get("load_before", 0) > LOADED:
         out.append(f"the machine was busy: load average {summary.facts['load_before']} before the run, {summary.facts.get('load_after')} after")
-    out.append("* makes its result anew; compared with haian doing the same.   ! its result differs from haian's beyond the tolerance of the check; not compared.")
+    out.append("* makes its result anew; compared with haian doing the same.   ! its result is not the reference's; not compared.")
     if summary.page:
         out.append(f"report: {summary.page}")
     return "\n".join(out)
@@ -237,8 +237,8 @@ def _texts() -> list[Any]:
                  "the time is the minimum over rounds, the spread the interquartile range over the median.",
                  "所有参赛者在同一进程、同一输入上轮流运行（A B C A B C……），线程数相同；时间取各轮最小值，离散度为四分位距除以中位数。"),
             Text("Results go to memory given by out= on both sides. A peer marked * has no out=; it is compared with haian making its result too. "
-                 "Results are checked against each other on evenly spread elements; a peer marked ! differs beyond the tolerance and is not compared.",
-                 "双方都写入 out= 给定的内存；带 * 的同类库没有 out=，与同样新建结果的 haian 比较。标 ! 的结果与 haian 之差超出核对容差，不作比较。"),
+                 "Every result is checked against the operator's reference on evenly spread elements before it is timed: haian has no time where it is wrong, a peer marked ! is not compared.",
+                 "双方都写入 out= 给定的内存；带 * 的同类库没有 out=，与同样新建结果的 haian 比较。计时前每个结果都在均匀选取的元素上与算子的参考实现核对：haian 结果有误则没有时间，标 ! 的同类库不作比较。"),
             Text("Percent of the roofline: the longer of bytes over measured bandwidth (for that working set and share of writes) and arithmetic over "
                  "measured rate, divided by the time. Bandwidth and rate are the best of several bursts before and after the suite and of its own streaming rows and products, "
                  "whoever computed them, not a datasheet's. "

@@ -19,6 +19,7 @@ import numpy as np
 from ..hal.errors import ArgumentError, HaianError
 from . import machine
 from .cases import BUDGET_S, Case, cases, host_inputs
+from .check import expected, proved, same, spoil
 from .peers import Peer, Refusal, Work, fastest, find, host_threads
 from .roofline import Ceilings, measure
 from .timer import Call, Timing, interleave
@@ -27,9 +28,6 @@ __all__ = ["Ours", "Row", "Summary", "contestants", "run", "thread_counts", "tim
 
 ALLOCATING = "haian, allocating"
 SETTLE_S = 0.002  # with several threads: longer than a library's workers spin after their work
-CHECKED = 4096  # results compared on at most this many elements, evenly spread
-# relative to the largest magnitude; only a peer that computes something else is further away
-CLOSE = {"float64": 1e-6, "float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}
 
 
 class Ours:
@@ -63,6 +61,8 @@ class Ours:
             elif not left_out:
                 kwargs[p.name] = value
         outs = tuple(self.device.empty(s.shape, s.dtype) for s in case.outputs)
+        if not case.record.views:
+            spoil(outs)  # without out= the allocator hands this very memory to the first call
         if not case.record.tensors:
             kwargs["device"] = self.device
         if not allocating and not case.record.views:
@@ -83,7 +83,7 @@ class Row:
 
     Attributes:
         timings: by contestant, ``haian`` first.  missing: peers without a time, and why.  differs: peers whose result is
-        not haian's.  allocating: peers that cannot write to out=; their ratio is against haian without out= too.
+        not the reference's.  allocating: peers that cannot write to out=; their ratio is against haian without out= too.
         error: why haian has no time; the row then has none.
     """
 
@@ -201,29 +201,6 @@ def thread_counts(threads: str, on_host: bool = True) -> list[int]:
     return list(dict.fromkeys(found)) if on_host else found[:1]
 
 
-def _same(mine: Any, theirs: Any, case: Case) -> bool:
-    """Whether two results are the same computation, on an evenly spread part of them."""
-    if case.record.random:
-        return True
-    pairs = zip(mine, theirs) if isinstance(mine, tuple) else [(mine, theirs)]
-    for a, b in pairs:
-        b = np.asarray(b)
-        if a.size != b.size:
-            return False
-        pick = np.linspace(0, a.size - 1, min(a.size, CHECKED)).astype(np.int64) if a.size else np.zeros(0, np.int64)
-        tolerance = CLOSE.get(a.dtype.name) and max(CLOSE[a.dtype.name], CLOSE.get(case.dtype.name, 0.0))
-        x, y = a.reshape(-1)[pick], b.reshape(-1)[pick]
-        if tolerance is None:
-            if not np.array_equal(x, y):
-                return False
-            continue
-        x, y = x.astype(np.float64), y.astype(np.float64)
-        scale = np.max(np.abs(x), initial=0.0, where=np.isfinite(x))
-        if not np.allclose(x, y, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
-            return False
-    return True
-
-
 def _making(call: Call) -> Call:
     """A peer's call without out=, for rows that compare calls which make their result.
 
@@ -239,15 +216,16 @@ def _making(call: Call) -> Call:
 
 
 def contestants(case: Case, ours: Ours, peers: Sequence[Peer]) -> tuple[dict[str, Call], Row]:
-    """Everyone's call on the same inputs, checked against each other; and the row they will fill.
+    """Everyone's call on the same inputs, each result checked against the record's reference; and the row they will fill.
 
     Raises:
-        HaianError: haian has no kernel for the case.
+        HaianError: haian has no kernel for the case, its result is wrong, or the reference cannot run here.
     """
     row = Row(case, ours.device.name, 1)
     work = Work(case, host_inputs(case))
     call = ours.call(work, allocating=case.sample.name.endswith("_allocating"))
-    mine = _arrays(call())
+    want = expected(case, work.arrays)
+    proved(call, want, case)
     calls = {"haian": call}
     for peer in peers:
         try:
@@ -259,11 +237,12 @@ def contestants(case: Case, ours: Ours, peers: Sequence[Peer]) -> tuple[dict[str
         calls[peer.name] = theirs
         if theirs.allocates:
             row.allocating.append(peer.name)
-        if not _same(mine, theirs.result(value) if theirs.result else value, case):
+        if not same(theirs.result(value) if theirs.result else value, want, case, ours=False):
             row.differs.append(peer.name)
         del value
     if row.allocating and not call.allocates:
         calls[ALLOCATING] = ours.call(work, allocating=True)
+        proved(calls[ALLOCATING], want, case)
     return calls, row
 
 

@@ -37,7 +37,7 @@ def ceilings(ours, peers):
 def test_op(benchmark, case, ours, peers, request):
     benchmark.group = case.record.family
     calls, row = runner.contestants(case, ours, peers)
-    assert not row.differs, f"{case.id}: {row.differs} differ beyond the tolerance"
+    assert not row.differs, f"{case.id}: {row.differs} are not the reference's results"
     if benchmark.enabled:
         row.timings = runner.interleave(calls, BUDGET_S[SUITE])
         if SUITE != "calls":

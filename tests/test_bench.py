@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from haian.bench import cases as bench_cases
-from haian.bench import compare, machine, peers, report, roofline, runner, timer
+from haian.bench import check, compare, machine, peers, report, roofline, runner, timer
 from haian.bench.cases import Case, cases
 from haian.bench.timer import Call, Timing
 from haian.hal.dtype import BY_NAME
 from haian.hal.errors import ArgumentError, EnvironmentMissing, HaianError
 from haian.kernels.ops import OPS
-from haian.kernels.ops.record import Cost, In
+from haian.kernels.ops.record import Cost, In, Spec
 
 import haian
 
@@ -127,7 +127,7 @@ def test_quick_is_short_and_holds_the_headlines():
 
 
 def test_full_has_a_row_for_every_operator():
-    assert {c.record.name for c in cases("full")} == {n for n, r in OPS.items() if not r.views}
+    assert {c.record.name for c in cases("full")} == {n for n, r in OPS.items() if r.takes_out}
 
 
 @pytest.mark.parametrize("suite", bench_cases.SUITES)
@@ -167,7 +167,7 @@ CHECKS = [c for suite in ("full", "calls") for c in cases(suite)]
 def test_peers_agree(ours, peer, name):
     agreed = 0
     # sizes that hang together (groups and channels, halves, windows and images): those cases stay as they are
-    whole = OPS[name].family in ("batch_norm", "conv", "pool", "gated")
+    whole = OPS[name].family in ("batch_norm", "conv", "pool", "gated", "scatter", "pad", "moves")
     for case in (c if c.suite == "calls" or whole else small(c) for c in CHECKS if c.record.name == name):
         calls, row = runner.contestants(case, ours, [peer])
         assert not row.differs, case.id
@@ -201,6 +201,63 @@ def test_a_peer_that_computes_something_else_is_found(ours):
     assert row.differs == ["liar"] and row.missing == {"silent": "no such operator"}
     row.timings = timer.interleave(calls, 0.0)
     assert "liar" in row.peers and row.ratio == {} and row.worst == math.inf
+
+
+@pytest.mark.parametrize("op", ["exp", "sum", "argmax", "eq"])
+def test_a_kernel_that_computes_nothing_has_no_time(op):
+    """Registered for the host as a vendor's would be (in a process of its own: kernels are chosen once)."""
+    code = f"""
+import haian
+from haian.bench import runner
+x = haian.asarray([1.0] * 16)
+haian.register_kernel({op!r}, lambda *args, out, **attrs: None, device="cpu", name="nothing")
+summary = runner.run(ops={op!r}, suite="calls", peers="numpy", budget_s=0.01)
+print(len(summary.timed), *(row.error for row in summary.rows), sep="\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    timed, *errors = done.stdout.splitlines()
+    assert timed == "0" and len(errors) == 2 and all("is not the reference's, so it has no time" in e for e in errors), done.stdout + done.stderr
+
+
+def test_without_its_reference_s_library_an_operator_has_no_time(ours, monkeypatch):
+    (case,) = (c for c in cases("quick", "gelu") if c.dtype.name == "float32")
+    for name in ("scipy", "scipy.special"):
+        monkeypatch.setitem(sys.modules, name, None)
+    row = runner.time_case(small(case), ours, [], 1, 0.0)
+    assert "its reference needs scipy" in row.error and "haian[bench]" in row.error
+
+
+def test_a_probe_that_was_not_computed_is_no_ceiling(ours):
+    case = roofline._probes("read", 1 << 16)[0]
+    lazy = roofline._contestants(case, lambda work: replace(ours.call(work), fn=lambda *args, out, **attrs: out), [])
+    assert lazy == {} and list(roofline._contestants(case, ours.call, [])) == ["haian"]
+
+
+def test_every_reference_is_that_of_the_whole_case(ours):
+    """expected computes a pointwise operator on a part only; broadcast and transposed inputs keep their places."""
+    case = Case(OPS["add"], replace(OPS["add"].samples[0], inputs=(In((97, 101), layout="transposed"), In((101,)))), BY_NAME["float32"], "quick")
+    x, y = bench_cases.host_inputs(case)
+    (part,) = check.expected(case, (x, y))
+    assert part.size == check.CHECKED and check.same(x + y, (part,), case)
+    other = x + y
+    other[50:] = 0
+    assert not check.same(other, (part,), case)
+
+
+def test_spoiled_memory_is_no_result():
+    for name in ("float32", "bfloat16", "float16", "float64", "int64", "uint8", "bool"):
+        bad = check.spoiled(Spec((5, 3), BY_NAME[name]))
+        assert bad.shape == (5, 3) and bad.dtype == BY_NAME[name].numpy
+        assert name == "bool" and bad.any() and not bad.all() or name != "bool" and not (bad == 0).any() and not (bad == 1).any()
+
+
+def test_a_peer_s_random_numbers_have_the_right_law(ours):
+    case = Case(OPS["dropout"], replace(OPS["dropout"].samples[0], inputs=(In((5000,)),), attrs={"p": 0.25, "seed": 1, "offset": 0}), BY_NAME["float32"], "quick")
+    (x,) = bench_cases.host_inputs(case)
+    want = check.expected(case, (x,))
+    kept = np.random.default_rng(0).random(5000) > 0.25
+    assert check.same(x * kept / 0.75, want, case, ours=False) and not check.same(x * kept / 0.75, want, case)
+    assert not check.same(np.zeros_like(x), want, case, ours=False) and not check.same(x, want, case, ours=False)
 
 
 def test_the_fastest_spelling_stands_for_a_peer():
