@@ -18,7 +18,7 @@ from typing import Any
 from ..hal.dtype import BY_NAME, DType
 from ..hal.errors import ArgumentError, HaianError
 from ..kernels.ops import OPS, draw
-from ..kernels.ops.budget import Composite, Conditioned, Exact, Index, Random, Reduction
+from ..kernels.ops.budget import Composite, Conditioned, Exact, Index, Reduction
 from ..kernels.ops.record import Bad, Op, Sample, Spec
 from . import memory
 from .levels import LEVELS, included, select
@@ -165,7 +165,7 @@ def _values(op: Op, dt: DType, small: list[Sample], specs: dict, main: bool, add
     ]
     # padding times an infinite weight is 0 to implementations that skip it and NaN to those that multiply
     spreads = op.family == "attention" or (op.family == "conv" and not isinstance(rule, Exact))
-    if not isinstance(rule, Random) and not spreads:
+    if not spreads:
         for s in _pick([s for s in open_ if _size(s, dt) > 20] or open_, key + "/special", 2 if main else 1):
             add(dt, s.name, "special")
         for s in [

@@ -175,8 +175,6 @@ def _judge_one(op, inputs, attrs, i, y, r, spec, capabilities, probe, constant, 
             break
     if not verdict.ok and getattr(capabilities, "flushes_subnormals", False) and spec.dtype.digits:
         verdict = _flushed(op, inputs, attrs, i, y, r, spec, allowed, verdict)
-    if verdict.ok and isinstance(rule, classes.Random) and rule.law == "uniform" and y.size >= 1000:
-        return uniform(y)
     return verdict
 
 
@@ -194,9 +192,8 @@ def _allowed(op: Op, inputs, attrs, i, r, spec, capabilities, constant, patterns
     low = dt.digits < 24
     twice = 2.0 if dt.digits > 24 else 1.0  # the float64 reference is no better than what it judges
     u = acc.roundoff * twice
-    if isinstance(rule, (classes.Faithful, classes.Random)):
-        k = getattr(rule, "k", 1.0)
-        k = (rule.k_low if low and k > 0.5 else k) if isinstance(rule, classes.Faithful) else 1.0
+    if isinstance(rule, classes.Faithful):
+        k = rule.k_low if low and rule.k > 0.5 else rule.k
         tiny = 2.0 ** _EMIN[acc.name]
         under = (
             np.where(np.abs(r) < 2 * tiny, tiny, 0.0) if k > 0.5 else 0.0

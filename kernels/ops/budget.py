@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Budget", "Composite", "Conditioned", "Exact", "Faithful", "Index", "Quantised", "Random", "Reduction"]
+__all__ = ["Budget", "Composite", "Conditioned", "Exact", "Faithful", "Index", "Reduction"]
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,3 @@ class Index(Budget):
 
     stable: bool = True
     letter = "I"
-
-
-@dataclass(frozen=True)
-class Quantised(Budget):
-    """Q: one quantum apart only where the reference lies within its rounding bound of a boundary."""
-
-    letter = "Q"
-
-
-@dataclass(frozen=True)
-class Random(Budget):
-    """S: Kolmogorov-Smirnov or chi-square at a family-wise alpha of 1e-6, and the same bits for the same (seed, offset)."""
-
-    law: str = "uniform"
-    letter = "S"
