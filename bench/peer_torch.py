@@ -124,6 +124,17 @@ def _table(torch: Any) -> dict[str, _Build]:
         return Call(aten.nll_loss_backward.grad_input, (dy, x, target, weight, _REDUCTION[a["reduction"]], a["ignore_index"], total),
                     {"grad_input": o[0]})
 
+    def bag(i: tuple, o: tuple, a: dict[str, Any]) -> Call:
+        kind = ("sum", "mean", "max").index(a["mode"])
+        bags = i[2].shape[0] - a["include_last_offset"]
+
+        def complete(made: tuple) -> tuple:  # aten leaves these out where nobody differentiates
+            of = torch.bucketize(torch.arange(i[1].shape[0], device=i[1].device), i[2], right=True) - 1
+            return made[0], of, torch.bincount(of[i[1] != a["padding_idx"]], minlength=bags), made[3] if kind == 2 else of[:0]
+
+        return Call(aten._embedding_bag.default, (*i[:3], False, kind, False, i[3], a["include_last_offset"], a["padding_idx"]), allocates=True,
+                    result=complete)
+
     flash, flash_backward = aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention_for_cpu_backward
     table: dict[str, _Build] = {
         "add": lambda i, o, a: Call(torch.add, i, {**_alpha("add", a), "out": o[0]}),
@@ -158,6 +169,29 @@ def _table(torch: Any) -> dict[str, _Build]:
         "scatter_add": lambda i, o, a: Call(torch.scatter_add, (i[0], a["dim"], i[1], i[2]), {"out": o[0]}),
         "index_select": lambda i, o, a: Call(torch.index_select, (i[0], a["dim"], i[1]), {"out": o[0]}),
         "index_add": lambda i, o, a: Call(torch.index_add, (i[0], a["dim"], i[1], i[2]), {**_alpha("index_add", a), "out": o[0]}),
+        "scatter": lambda i, o, a: Call(torch.scatter, (i[0], a["dim"], i[1], i[2]), {"out": o[0]}),
+        "scatter_reduce": lambda i, o, a: Call(torch.scatter_reduce, (i[0], a["dim"], i[1], i[2], a["reduce"]),
+                                               {"include_self": a["include_self"], "out": o[0]}),
+        "index": new(aten.index.Tensor, lambda i, a: (i[0], list(i[1:1 + i[0].ndim]))),
+        "index_put": new(aten.index_put.default, lambda i, a: (i[0], list(i[2:2 + i[0].ndim]), i[1], a["accumulate"])),
+        "index_fill": new(torch.index_fill, lambda i, a: (i[0], a["dim"], i[1], i[2])),
+        "index_copy": lambda i, o, a: Call(torch.index_copy, (i[0], a["dim"], i[1], i[2]), {"out": o[0]}),
+        "masked_scatter": new(torch.masked_scatter, lambda i, a: i),
+        **{name: new(getattr(torch, name), lambda i, a, name=name: (*i, *own(name, a).values()))
+           for name in ("select_scatter", "slice_scatter", "diagonal_scatter")},
+        "embedding_bag": bag,
+        "constant_pad_nd": new(torch.constant_pad_nd, lambda i, a: (i[0], a["pad"], a["value"])),
+        "pad": new(torch.nn.functional.pad, lambda i, a: (i[0], a["pad"], a["mode"], a["value"])),
+        **{name: new(getattr(aten, name).default, lambda i, a: (*i, a["pad"])) for name in OPS if "tion_pad" in name},
+        "flip": new(torch.flip, lambda i, a: (i[0], a["dims"])),
+        "roll": new(torch.roll, lambda i, a: (i[0], a["shifts"], a["dims"])),
+        "repeat": new(aten.repeat.default, lambda i, a: (i[0], a["repeats"])),
+        "repeat_interleave": new(torch.repeat_interleave, lambda i, a: (i[0], a["repeats"], a["dim"])),
+        "stack": lambda i, o, a: Call(torch.stack, (i[0], a["dim"]), {"out": o[0]}),
+        "diag_embed": new(torch.diag_embed, lambda i, a: (i[0], a["offset"], a["dim1"], a["dim2"])),
+        "one_hot": new(torch.nn.functional.one_hot, lambda i, a: (i[0], a["num_classes"])),
+        "fill": lambda i, o, a: Call(o[0].fill_, (i[1],)),
+        "linspace": lambda i, o, a: Call(torch.linspace, (a["start"], a["end"], a["steps"]), {"out": o[0]}),
         "addmm": lambda i, o, a: Call(torch.addmm, i, {"beta": a["beta"], "alpha": a["alpha"], "out": o[0]}),
         "baddbmm": lambda i, o, a: Call(torch.baddbmm, i, {"beta": a["beta"], "alpha": a["alpha"], "out": o[0]}),
         "linear": linear,
