@@ -56,6 +56,17 @@ def version() -> None:
 
 
 @app.command()
+def config(cflags: bool = typer.Option(False, "--cflags", help="How a compiler finds haian_ops.h and haian_hal.h."),
+           libs: bool = typer.Option(False, "--libs", help="How a linker finds libhaian, also at run time.")) -> None:
+    """Print flags for programs in C and C++ that call operators (haian_ops.h) without Python."""
+    from . import _native
+    folder = Path(_native.__file__).parent
+    if not (cflags or libs):
+        _usage("config: nothing asked for; give --cflags, --libs or both")
+    print(" ".join([f"-I{folder / 'include'}"] * cflags + [f"-L{folder}", "-lhaian", f"-Wl,-rpath,{folder}"] * libs))
+
+
+@app.command()
 def devices(as_json: bool = typer.Option(False, "--json", help="One JSON object a device.")) -> None:
     """List the devices that are there."""
     from .hal.registry import devices as found
