@@ -183,6 +183,23 @@ def test_every_operator(ffi, lib, minimal, name, where):
     p.close()
 
 
+def test_the_drivers_own_library_comes_first(ffi, lib, tmp_path):
+    """add is the chip's; sub is nobody's there."""
+    chip = tmp_path / "library.so"
+    subprocess.run(["cc", "-std=c11", "-O1", "-fPIC", "-shared", f"-I{ROOT / 'hal/include'}", str(ROOT / "tests/library_chip.c"), "-o", str(chip)],
+                   check=True)
+    name = ffi.new("const char **")
+    assert lib.haian_load_driver(str(chip).encode(), name) == 0
+    p = Program(ffi, lib, ffi.string(name[0]).decode() + ":0")
+    x, y, out = np.arange(6, dtype="f"), np.full(6, 2, "f"), np.zeros(6, "f")
+    for op, want in (("add", x + y), ("sub", x - y)):
+        assert p.call(OPS[op], (x, y), {"alpha": 1.0}, [out]) == 0, p.error()
+        np.testing.assert_array_equal(out, want)
+    s = p.statistics()
+    assert (s.calls, s.library, s.staged) == (2, 1, 1)
+    p.close()
+
+
 def test_errors_write_nothing_and_say_what_is_needed(ffi, lib, minimal):
     assert lib.haian_load_driver(str(minimal).encode(), ffi.NULL) == 0
     x = np.ones((3, 4), "f")

@@ -456,6 +456,8 @@ static inline int only_out(PyObject *kwnames) {
 
 static void keep_shortcut(op_object *op, const bound *b, const choice *c) {
   shortcut *s = &op->last;
+  for (int k = 1; k < b->n_in; k++)
+    if (b->in[k]->ndim != b->in[0]->ndim) return; /* (1,) beside (): of one size, but not of one shape */
   for (int k = 0; k < b->n_in; k++) {
     s->tag[k] = b->in[k]->tag;
     s->item[k] = haian_itemsize(b->in[k]->dtype);

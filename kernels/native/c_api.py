@@ -1,4 +1,4 @@
-"""The C API from the records: writes haian_ops.h and haian_ops.c, a function an operator.  Run by CMake:  python generate.py OUTDIR
+"""The C API from the records: writes haian_ops.h and haian_ops.c, a function an operator.  Run by CMake:  python c_api.py OUTDIR
 
 Each function fills arrays and calls haian_context_call (context.c).  Views and operators made of others have none: a program
 makes views by itself, and the parts of a composite are here.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cpu"))
-from generate import source_tree, write  # type: ignore[import-not-found]  # noqa: E402  kernels/cpu/generate.py
+from generate import source_tree, write  # type: ignore[import-not-found]
 
 if TYPE_CHECKING:
     from haian.kernels.ops.record import Op, Param
@@ -99,7 +99,7 @@ def function(op: Op) -> str:
 
 
 def source(ops: list[Op]) -> str:
-    return ("/* Made from the records by kernels/native/generate.py; do not edit. */\n#include \"haian_ops.h\"\n\n" + "\n".join(map(function, ops)))
+    return ("/* Made from the records by kernels/native/c_api.py; do not edit. */\n#include \"haian_ops.h\"\n\n" + "\n".join(map(function, ops)))
 
 
 def operators() -> list[Op]:
@@ -111,7 +111,7 @@ def operators() -> list[Op]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python generate.py OUTDIR")
+        sys.exit("usage: python c_api.py OUTDIR")
     source_tree()
     made = operators()
     write(Path(sys.argv[1]) / "haian_ops.h", header(made))
