@@ -31,9 +31,10 @@ from .hal_bases import CpuDriver, SimDriver
 from .hal_checks import check as check_module
 from .hal_checks.images import compiled, compiler
 from .hal_mutants_c import C_ROWS
+from .hal_mutants_core import RIGHT
 from .hal_runner import HalCase, check_driver, hal_cases
 
-__all__ = ["BASES", "HalKilled", "HalMutant", "MUTANTS", "judge", "main", "make", "run"]
+__all__ = ["BASES", "HalKilled", "HalMutant", "MUTANTS", "RIGHT", "judge", "main", "make", "run"]
 
 SIM_BYTES = 256 << 20  # small, so that filling the device is quick
 PATIENCE_S = 0.7  # how long a mutant is waited for where a right driver gets seconds
@@ -93,7 +94,7 @@ MUTANTS: dict[str, HalMutant] = {
 
 # ---- making them ------------------------------------------------------------------------------------------------------------
 def make(name: str) -> Driver:
-    """A new driver object: a mutant's, or of a base.
+    """A new driver object: a mutant's, of a base, or one of RIGHT.
 
     Raises:
         NotOffered: a driver in C without a C compiler.  ValueError: a text to be changed is not in the C file.
@@ -104,7 +105,9 @@ def make(name: str) -> Driver:
         from ..hal.c_driver import CDriver
 
         return CDriver(_shared_object(change if isinstance(change, tuple) else (), name))
-    cls: Any = change
+    cls: Any = change or next((c for c in RIGHT if c.__name__ == name), None)
+    if cls in RIGHT:
+        base = _base(cls)
     if base == "layer":
         return (cls or Validated)(SimDriver(2, SIM_BYTES))
     return (cls or SimDriver)(2, SIM_BYTES) if base == "sim" else (cls or CpuDriver)()

@@ -34,8 +34,14 @@ C_ROWS: tuple[tuple[str, int, str, tuple[tuple[str, str], ...], bool], ...] = (
      (("return strlen(message);", "return strlen(message) < capacity ? strlen(message) : capacity;"),), False),
     ("CZeroBytes", 14, "alloc of zero bytes succeeds", (("NEED(a->bytes && !(", "NEED(!("),), False),
     ("COutLeft", 14, "a failed alloc leaves the caller's address as it was", (("*out = 0;\n  DEVICE(d);", "DEVICE(d);"),), False),
+    ("CAllocZero", 16, "alloc succeeds and gives address 0", (("return *out = (uintptr_t)base, HAL_OK;", "return *out = 0, HAL_OK;"),), True),
     ("CTooLarge", 17, "max_alloc_bytes is not looked at", (("NEED(a->bytes <= TOTAL / 4,", "NEED(a->bytes <= TOTAL,"),), False),
+    ("CFreeIsTotal", 18, "info says that everything is free", (("*free_bytes = TOTAL - used[d]", "*free_bytes = TOTAL"),), False),
     ("CFreesNothing", 23, "free gives no memory back", (("  free(start);\n  return HAL_OK;", "  return HAL_OK;"),), True),
+    ("CCopiesNothingLarge", 27, "copies of more than 8 MiB do nothing",
+     (("r < c->rows && c->bytes; r++)", "r < c->rows && c->bytes && c->bytes <= 8 << 20; r++)"),), False),
+    ("CMovesNothingLarge", 27, "copies on the device of more than 1 MiB do nothing",
+     (("r < c->rows && c->bytes; r++)", "r < c->rows && c->bytes && (c->kind != HAL_COPY_D2D || c->bytes <= 1 << 20); r++)"),), False),
     ("CMemcpy", 30, "overlapping copies run forwards, byte by byte", (
         ("static hal_status copy(int32_t d,", "static void forwards(char *to, const char *from, uint64_t n) { for (uint64_t i = 0; i < n; i++) "
                                               "to[i] = from[i]; }\nstatic hal_status copy(int32_t d,"),

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import threading
 import time
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +15,7 @@ from ..hal.errors import ArgumentError, HaianError, InvalidHandle, OutOfMemory, 
 from ..hal.validate import Validated
 from .hal_bases import CpuDriver, SimDriver
 
-__all__ = ["ROWS"]
+__all__ = ["RIGHT", "ROWS"]
 
 # ---- loading ------------------------------------------------------------------------------------------------------------------
 
@@ -293,6 +295,44 @@ class BaseIsTheAddress(SimDriver):
         return found if found.kind == "unknown" else replace(found, base=address)
 
 
+class FreeIsTotal(SimDriver):
+    """mem_info says that everything is free"""
+
+    def mem_info(self, device: int) -> tuple[int, int]:
+        total = super().mem_info(device)[1]
+        return total, total
+
+
+class FreeStandsStill(SimDriver):
+    """mem_info says that nine tenths are free, whatever is in use"""
+
+    def mem_info(self, device: int) -> tuple[int, int]:
+        total = super().mem_info(device)[1]
+        return total // 10 * 9, total
+
+
+class HostFreeStandsStill(CpuDriver):
+    """mem_info of the host is asked of the system once"""
+
+    def mem_info(self, device: int) -> tuple[int, int]:
+        if "_said" not in self.__dict__:
+            self._said = super().mem_info(device)
+        super().mem_info(device)
+        return self._said
+
+
+class AllocGivesZero(SimDriver):
+    """alloc succeeds and gives address 0"""
+
+    def alloc(self, device: int, nbytes: int, align: int = 0) -> int:
+        super().free(device, super().alloc(device, nbytes, align))
+        return 0
+
+    def free(self, device: int, address: int) -> None:
+        if address:
+            super().free(device, address)
+
+
 class AllocRace(SimDriver):
     """two threads that allocate at once may get one block"""
 
@@ -339,6 +379,24 @@ class BoundsOffByOne(Validated):
                 raise
 
 
+class EndIsLive(Validated):
+    """the validation layer lets accesses that begin one past the end through"""
+
+    def _bounds(self, device: int, address: int, nbytes: int, what: str) -> None:
+        try:
+            super()._bounds(device, address, nbytes, what)
+        except InvalidHandle:
+            if self._memory[device].at(address - 1) is None:
+                raise
+
+    def copy(self, device: int, desc: Copy, stream: int = 0) -> None:
+        try:
+            super().copy(device, desc, stream)
+        except OutOfRange as error:
+            if not str(error).startswith("sim: h2d") and not str(error).startswith("sim: d2"):
+                raise
+
+
 class StaleStreams(Validated):
     """the validation layer forgets that a stream was destroyed"""
 
@@ -369,6 +427,31 @@ class OddAlignments(Validated):
 
 
 # ---- copies and fills -----------------------------------------------------------------------------------------------------------
+class CopiesNothingLarge(SimDriver):
+    """copies of more than 8 MiB take their time and do nothing"""
+
+    def copy(self, device: int, desc: Copy, stream: int = 0) -> None:
+        if desc.nbytes <= 8 << 20:
+            super().copy(device, desc, stream)
+        else:
+            time.sleep(0.015)
+
+
+class MovesNothingLarge(SimDriver):
+    """copies on the device of more than 1 MiB do nothing"""
+
+    def copy(self, device: int, desc: Copy, stream: int = 0) -> None:
+        if desc.kind != DEVICE_TO_DEVICE or desc.nbytes <= 1 << 20:
+            super().copy(device, desc, stream)
+
+
+class StopsAt32Mib(CpuDriver):
+    """copies to the host bring the first 32 MiB"""
+
+    def copy(self, device: int, desc: Copy, stream: int = 0) -> None:
+        super().copy(device, desc._replace(nbytes=min(desc.nbytes, 32 << 20)) if desc.kind == DEVICE_TO_HOST and desc.rows == 1 else desc, stream)
+
+
 class CopiesWords(SimDriver):
     """copies whole words only"""
 
@@ -461,6 +544,22 @@ class FillsTooShort(SimDriver):
         super().fill(device, address, pattern, nbytes - len(pattern) if nbytes > 4096 else nbytes, stream)
 
 
+class FillsNothingLarge(SimDriver):
+    """fills of more than 8 MiB do nothing"""
+
+    def fill(self, device: int, address: int, pattern: bytes, nbytes: int, stream: int = 0) -> None:
+        if nbytes <= 8 << 20:
+            super().fill(device, address, pattern, nbytes, stream)
+
+
+class PeersNothingLarge(SimDriver):
+    """peer copies of more than 8 MiB do nothing"""
+
+    def copy(self, device: int, desc: Copy, stream: int = 0) -> None:
+        if desc.kind != PEER or desc.nbytes <= 8 << 20:
+            super().copy(device, desc, stream)
+
+
 class PeerStaysHere(SimDriver):
     """a peer copy copies within its own device"""
 
@@ -545,6 +644,30 @@ class ReadsBack(CpuDriver):
             ctypes.memmove(desc.dst, ctypes.string_at(desc.dst, 3)[::-1], 3)
 
 
+# ---- right, but unusual: no check may refuse them -----------------------------------------------------------------------------------
+def _first_fit(heap: Any, nbytes: int, align: int) -> int:
+    align, start = max(align, heap.align_bytes), heap.first
+    for base, end in sorted((b.start, b.end) for b in heap._blocks.values() if b.kind in ("device", "opened")):
+        if -(-start // align) * align + nbytes <= base:
+            break
+        start = max(start, end)
+    return -(-start // align) * align
+
+
+class Adjacent(SimDriver):
+    """blocks lie side by side, the first hole that fits is taken"""
+
+    def _device(self, device: int) -> Any:
+        found = super()._device(device)
+        heap = found.heap
+        if not hasattr(heap, "first"):
+            heap.first = heap._next
+            heap._room = functools.partial(_first_fit, weakref.proxy(heap))  # a cycle would keep its memory file open
+        return found
+
+
+RIGHT: tuple[type[Driver], ...] = (Adjacent,)
+
 # (mutant, the check meant to refuse it)
 ROWS: tuple[tuple[type[Driver], int], ...] = (
     (NoVersion, 1), (HalfAGraph, 5), (LeaksThreads, 6), (LeaksFiles, 6), (OpensAtLoad, 7), (DiesInForks, 9), (PropsDrift, 10), (OneUuid, 10),
@@ -554,5 +677,7 @@ ROWS: tuple[tuple[type[Driver], int], ...] = (
     (BaseIsTheAddress, 26), (AllocRace, 61), (DoubleFreePasses, 19), (FreesInside, 20), (BoundsOffByOne, 31), (StaleStreams, 38),
     (OddAlignments, 15), (CopiesWords, 27), (ReadsBack, 27), (CopiesWordsUp, 28), (AlignsAddresses, 28), (FillsWords, 28), (NoZeroCopies, 29),
     (CopiesForwards, 30), (ClobbersGaps, 32), (SourcePitchIgnored, 32), (FillsBytes, 33), (FillsBackwards, 33), (FillsTooShort, 33),
-    (PeerStaysHere, 34), (StagesPeers, 34), (ReadsLate, 35), (ReadsTailLate, 35), (CopyHoldsGil, 65),
+    (PeerStaysHere, 34), (StagesPeers, 34), (ReadsLate, 35), (ReadsTailLate, 35), (CopyHoldsGil, 65), (CopiesNothingLarge, 27),
+    (MovesNothingLarge, 27), (StopsAt32Mib, 27), (FillsNothingLarge, 33), (PeersNothingLarge, 34), (FreeIsTotal, 18), (FreeStandsStill, 18),
+    (HostFreeStandsStill, 18), (AllocGivesZero, 16), (EndIsLive, 31),
 )  # fmt: skip

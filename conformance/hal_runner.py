@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..hal.driver import GROUPS, Driver, offers
+from ..hal.driver import GROUPS, Driver, devices_of, offers
 from ..hal.errors import ArgumentError, EnvironmentMissing, HaianError
 from .child import refusal
 from .hal_checks.check import HAL_VERSION, Check, NotOffered, Subject, find, load_checks, of_device
@@ -189,7 +189,7 @@ def _serve(connection: Connection, stacks: str, factory: Callable[..., Driver], 
 
 def _facts(driver: Driver, device: int) -> dict[str, Any]:
     """What the header says of a driver; ``absent`` where there is no such device."""
-    count = driver.device_count()
+    count = devices_of(driver)
     facts: dict[str, Any] = {"driver": driver.name, "vendor": driver.vendor, "driver_version": driver.version, "devices": count,
                              "groups": [g for g in GROUPS if offers(driver, g)], "adapter_path": str(getattr(driver, "path", ""))}
     if not 0 <= device < count:

@@ -104,7 +104,10 @@ class CDriver(Driver):
             self.lib = ffi.dlopen(self.path, ffi.RTLD_NOW | ffi.RTLD_LOCAL)
             get = self.lib.hal_get_adapter
         except (OSError, AttributeError) as e:
-            raise EnvironmentMissing(f"adapter {self.path}: {e}; needs a shared object with hal_get_adapter (haian_hal.h)") from None
+            said = str(e).partition(".  Additionally, ctypes.util")[0]  # cffi looks for it in vain elsewhere too
+            for words in (f"cannot load library {self.path!r}: ", f"function/symbol 'hal_get_adapter' not found in library {self.path!r}: ", f"{self.path}: "):
+                said = said.removeprefix(words)
+            raise EnvironmentMissing(f"adapter {self.path}: {said}; needs a shared object with hal_get_adapter (haian_hal.h)") from None
         self._log = ffi.callback("void(void *, int32_t, const char *)", self._said)
         size = ffi.sizeof("hal_host") if host_size is None else host_size
         self._host = ffi.new("hal_host *", {"struct_size": min(size, ffi.sizeof("hal_host")), "abi_major": host_major, "abi_minor": ABI_MINOR, "log": self._log})
@@ -136,7 +139,10 @@ class CDriver(Driver):
 
     # ---- reading the table -------------------------------------------------------------------------------------------
     def _text(self, field: str) -> str:
-        value = getattr(self.table, field) if self._has(self.table, field) else self.ffi.NULL
+        if not self._has(self.table, field):
+            raise ArgumentError(f"adapter {self.path}: hal_adapter.struct_size is {self.table.struct_size}, which ends before {field}; "
+                                f"set it to sizeof(hal_adapter), {self.ffi.sizeof('hal_adapter')} bytes here")
+        value = getattr(self.table, field)
         text = self.ffi.string(value).decode(errors="replace") if value != self.ffi.NULL else ""
         if not text:
             raise ArgumentError(f"adapter {self.path}: its table has no {field}; set hal_adapter.{field}")
@@ -155,6 +161,10 @@ class CDriver(Driver):
                 if required:
                     raise ArgumentError(f"adapter {self.path}: has no {group} group; it is required")
                 continue
+            beyond = [name for name in required if not self._has(table, name)]
+            if beyond:
+                raise ArgumentError(f"adapter {self.path}: group {group} lacks {', '.join(beyond)}: hal_{group}.struct_size is {table.struct_size}, "
+                                    f"which ends before; set it to sizeof(hal_{group}), {ffi.sizeof(f'hal_{group}')} bytes here")
             for name, _ in ffi.typeof(table).item.fields:
                 if name in ("struct_size", "reserved") or not self._has(table, name):
                     continue
@@ -195,7 +205,17 @@ class CDriver(Driver):
             raise from_code(status, f"{self.name}: {call}: {self.last_error() or 'no message from the driver'}")
 
     def _call(self, method: str, *args: Any) -> None:
-        self._check(method, self._function(method)(*args))
+        function = self._function(method)
+        try:
+            status = function(*args)
+        except (OverflowError, TypeError) as e:  # cffi's, for a value that is no number of the argument's kind
+            raise ArgumentError(f"{self.name}: {method}: {e}; needs numbers as haian_hal.h has them") from None
+        self._check(method, status)
+
+    def _address(self, method: str, out: Any) -> int:
+        if not out[0]:
+            raise InternalError(f"{self.name}: {method} succeeded and gave address 0; needs one above 0, or HAL_OUT_OF_MEMORY")
+        return int(out[0])
 
     def last_error(self, capacity: int = 400) -> str:
         """The calling thread's message of its last failure, cut at ``capacity`` - 1 bytes."""
@@ -287,7 +307,7 @@ class CDriver(Driver):
         out = self.ffi.new("hal_dptr *")
         desc = self.ffi.new("hal_alloc_desc *", {"struct_size": self.ffi.sizeof("hal_alloc_desc"), "kind": 2 if managed else 1, "bytes": nbytes})
         self._call("host_alloc", device, desc, out)
-        return int(out[0])
+        return self._address("host_alloc", out)
 
     def host_register(self, device: int, address: int, nbytes: int) -> None:
         self._call("host_register", device, address, nbytes)
@@ -487,7 +507,7 @@ class CDriver(Driver):
     def ipc_open(self, device: int, handle: bytes) -> int:
         out = self.ffi.new("hal_dptr *")
         self._call("ipc_open", device, self._ipc_handle(handle), out)
-        return int(out[0])
+        return self._address("ipc_open", out)
 
     def ipc_close(self, device: int, address: int) -> None:
         self._call("ipc_close", device, address)

@@ -6,6 +6,7 @@ Not here: the transports (adapters/cpu/comm.py shared memory, comm_mpi.py, vendo
 from __future__ import annotations
 
 import math
+import operator
 import threading
 import time
 import weakref
@@ -32,6 +33,7 @@ from .errors import (
     ShapeError,
     Timeout,
     Unsupported,
+    wrong_type,
 )
 from .memory import copy, is_readonly, use
 from .stream import Event, Stream
@@ -49,6 +51,7 @@ _FUNCTION: dict[str, Callable[..., Any]] = {"sum": np.add, "avg": np.add, "prod"
 _BLOCK = 1 << 15  # elements combined at a time: accumulator and one operand stay in a 256 KiB L2 in float32
 
 DEFAULT_TIMEOUT_S = 30.0
+LONGEST_S = 1e6  # 11 days: poll() counts milliseconds in 32 bits
 _timeout: ContextVar[float] = ContextVar("haian_comm_timeout_s", default=DEFAULT_TIMEOUT_S)
 
 
@@ -158,8 +161,9 @@ class Communicator:
     (sums run in rank order).  One thread at a time uses a communicator.  Ranks that are threads on one device each use a
     stream of their own, and wait for that, not for the device: synchronizing the device waits for the other ranks' calls too.
 
-    A rank that does not come, dies, or brings other counts or dtypes ends the call with Timeout, raised by the call, by its
-    stream's synchronize, or by ``check``; the communicator is dead from then on and the process goes on.
+    A rank that does not come, dies, or brings other counts or dtypes ends the call with Timeout (RanksDiffer, at once, where the
+    transport sees that the calls are not the same), raised by the call, by its stream's synchronize, or by ``check``; the
+    communicator is dead from then on and the process goes on.
 
     Args:
         device: where this rank's tensors are.
@@ -183,10 +187,18 @@ class Communicator:
         self._start(place, driver, index, staged, world, rank, unique_id, timeout_s)
 
     def _start(self, place: Device, driver: Any, index: int, staged: bool, world: int, rank: int, unique_id: bytes, limit_s: float) -> None:
+        self._handle = 0
+        try:
+            world, rank = operator.index(world), operator.index(rank)
+        except TypeError:
+            raise ArgumentError(f"communicator: rank {rank!r} of {world!r}; needs two whole numbers, 0 <= rank < world") from None
+        if not isinstance(limit_s, (int, float)):
+            raise wrong_type("communicator: timeout_s", limit_s, "a number of seconds")
+        if not isinstance(unique_id, (bytes, bytearray, memoryview)):
+            raise wrong_type("communicator: unique_id", unique_id, "the bytes that Communicator.unique_id gave to one rank")
         self.device, self.world, self.rank, self.staged = place, world, rank, staged
         self.staged_calls = 0
         self._driver, self._timeout_s = driver, limit_s
-        self._handle = 0
         self._dead: HaianError | None = None
         self._after: list[Callable[[], None]] | None = None  # inside a group: what is left to do after its end
         self._grouped: tuple[list[Tensor], list[Tensor]] = ([], [])  # what the calls of the open group read and write
@@ -194,8 +206,8 @@ class Communicator:
         self._watch: _Watch | None = None
         if not 0 <= rank < world:
             raise ArgumentError(f"communicator: rank {rank} of {world}; needs 0 <= rank < world")
-        if not limit_s > 0:
-            raise ArgumentError(f"communicator: timeout_s={limit_s}; needs a number above 0")
+        if not 0 < limit_s <= LONGEST_S:
+            raise ArgumentError(f"communicator: timeout_s={limit_s}; needs a number above 0, at most {LONGEST_S:g}")
         token = _timeout.set(limit_s)
         try:
             self._handle = driver.comm_init(index, world, rank, bytes(unique_id))
@@ -421,8 +433,8 @@ class Communicator:
             raise ArgumentError(f"{what}: a tensor on {tensor.device.name}, the communicator is on {self.device.name}; use .to first")
 
     def _peer(self, what: str, name: str, rank: int) -> None:
-        if not 0 <= rank < self.world:
-            raise ArgumentError(f"{what}: {name} {rank} of {self.world} ranks; needs 0 to {self.world - 1}")
+        if not isinstance(rank, int) and not hasattr(rank, "__index__") or not 0 <= rank < self.world:
+            raise ArgumentError(f"{what}: {name} {rank!r} of {self.world} ranks; needs 0 to {self.world - 1}")
 
     def _writable(self, what: str, out: Tensor) -> None:
         if out.device_index == 0 and is_readonly(out):

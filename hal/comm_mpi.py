@@ -12,7 +12,7 @@ import numpy as np
 
 from .comm import REDUCTIONS, check_reduction, combine, timeout_s
 from .dtype import BY_CODE, BY_NAME, DType
-from .errors import ArgumentError, EnvironmentMissing, InvalidHandle, Timeout
+from .errors import ArgumentError, EnvironmentMissing, InvalidHandle, RanksDiffer, Timeout
 from .memory import _Window
 
 __all__ = ["MpiTransport"]
@@ -163,7 +163,7 @@ class MpiTransport:
         for (sends, peer, count, kind, _), head in zip(messages, heads):
             if not sends and (int(head[0]), int(head[1])) != (kind.code, count):
                 raise self._fail(f"ranks differ: rank {peer} sent {head[1]} {BY_CODE[int(head[0])].name}, rank {self.rank} receives {count} {kind.name}; "
-                                 f"make them equal")
+                                 f"make them equal", RanksDiffer)
         data = [(sends, peer, _view(address, count, kind)) for sends, peer, count, kind, address in messages]
         self._move([(p, v) for s, p, v in data if s], [(p, v) for s, p, v in data if not s], "messages")
 
@@ -179,8 +179,8 @@ class MpiTransport:
         if self._error is not None:
             raise self._error
 
-    def _fail(self, text: str) -> Timeout:
-        self._error = error = Timeout(f"{self!r}: {text}")
+    def _fail(self, text: str, kind: type[Timeout] = Timeout) -> Timeout:
+        self._error = error = kind(f"{self!r}: {text}")
         return error
 
     def _agree(self, call: int, count: int, kind: DType, op: str, root: int) -> None:
@@ -192,7 +192,8 @@ class MpiTransport:
         self._wait([self._comm.Iallgather(mine, all_)], f"{_said(mine)}: not all ranks came")
         for rank, theirs in enumerate(all_):
             if (theirs != mine).any():
-                raise self._fail(f"ranks differ: rank {self.rank} is at {_said(mine)}, rank {rank} at {_said(theirs)}; make the same calls on every rank")
+                raise self._fail(f"ranks differ: rank {self.rank} is at {_said(mine)}, rank {rank} at {_said(theirs)}; make the same calls on every rank",
+                                 RanksDiffer)
 
     def _move(self, sends: list[tuple[int, np.ndarray]], receives: list[tuple[int, np.ndarray]], what: str) -> None:
         requests = []

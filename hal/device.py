@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._native import Buffer
 from .driver import Capabilities, Driver, ProfileRecord, Telemetry
-from .errors import HaianError, Unsupported
+from .errors import HaianError, OutOfMemory, Unsupported, wrong_type
 
 if TYPE_CHECKING:
     from .memory import Allocator
@@ -96,11 +96,27 @@ class Device:
         """``nbytes`` uninitialised bytes, first usable on ``stream`` (the current one).
 
         Raises:
-            OutOfMemory: even after giving the cache back.  ArgumentError: nbytes < 1.
+            OutOfMemory: even after giving the cache back.  ArgumentError: nbytes < 1, another device's stream.  InvalidHandle: a closed one.
         """
         if self._later or self._abandoned:
             self._reap()
-        return Buffer(self, nbytes, self.current_stream if stream is None else stream)
+        if stream is None:
+            stream = self.current_stream
+        elif not getattr(stream, "_alive", True):
+            stream._check()
+        try:
+            return Buffer(self, nbytes, stream)
+        except (TypeError, AttributeError):
+            if not hasattr(stream, "handle"):
+                raise wrong_type(f"{self.name}: allocate", stream, f"a stream of {self.name} or None") from None
+            if not hasattr(nbytes, "__index__"):
+                raise wrong_type(f"{self.name}: allocate", nbytes, "a whole number of bytes") from None
+            raise
+        except OutOfMemory:
+            if nbytes >= 1 << 64:  # the native side counts in 64 bits
+                raise OutOfMemory(f"{self.name}: {nbytes} bytes asked for; one allocation may have {self.capabilities.max_alloc_bytes}; "
+                                  f"split the tensor") from None
+            raise
 
     def empty(self, shape: tuple[int, ...] | list[int] | int, dtype: object = "float32") -> Tensor:
         """An uninitialised contiguous tensor here."""

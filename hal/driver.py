@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .errors import Unsupported
+from .errors import ArgumentError, Unsupported
 
 __all__ = ["Capabilities", "Copy", "DEVICE_TO_DEVICE", "DEVICE_TO_HOST", "Driver", "GROUPS", "HOST_TO_DEVICE", "KernelInfo", "Launch",
-           "PEER", "PointerInfo", "ProfileRecord", "Telemetry", "offers"]
+           "MAX_DEVICES", "PEER", "PointerInfo", "ProfileRecord", "Telemetry", "devices_of", "offers"]
+
+MAX_DEVICES = 256  # of one driver
 
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE, PEER = "h2d", "d2h", "d2d", "peer"
 
@@ -402,6 +404,18 @@ class Driver:
         They come behind those of ``register_kernel`` and before haian's own; adapters/sim/library.py is an example.
         """
         return ()
+
+
+def devices_of(driver: Driver) -> int:
+    """The driver's answer to ``device_count``, where it can be one.
+
+    Raises:
+        ArgumentError: no whole number from 0 to MAX_DEVICES; whoever asked would count, ask and wait for that many.
+    """
+    count = driver.device_count()
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_DEVICES:
+        raise ArgumentError(f"adapter {driver.name!r}: device_count() gave {count!r}; needs 0 to {MAX_DEVICES}, a handle names its device in 8 bits")
+    return count
 
 
 def offers(driver: Driver, group: str) -> bool:

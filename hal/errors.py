@@ -7,8 +7,8 @@ from __future__ import annotations
 
 __all__ = [
     "AliasError", "ArgumentError", "Busy", "CODES", "DTypeError", "DeviceLost", "EnvironmentMissing", "HaianError",
-    "IndexOutOfBounds", "InternalError", "InvalidHandle", "NotReady", "OutOfMemory", "OutOfRange", "PermissionRefused",
-    "ShapeError", "Timeout", "Unsupported", "VersionMismatch", "from_code",
+    "IndexOutOfBounds", "InternalError", "InvalidHandle", "NotReady", "OutOfMemory", "OutOfRange", "PermissionRefused", "RanksDiffer",
+    "ShapeError", "Timeout", "Unsupported", "VersionMismatch", "from_code", "one_line", "wrong_type",
 ]
 
 
@@ -64,6 +64,10 @@ class Timeout(HaianError, TimeoutError):
     """Work did not finish in the time given (code 8)."""
 
     code = 8
+
+
+class RanksDiffer(Timeout):
+    """Ranks made different calls, which would have waited for one another for ever; seen before the time was over (code 8)."""
 
 
 class Busy(HaianError, RuntimeError):
@@ -130,6 +134,21 @@ CODES: dict[int, type[HaianError]] = {
 
 
 def from_code(code: int, message: str) -> HaianError:
-    """The exception for a C status code; an unknown code is an InternalError that names it."""
+    """The exception for a C status code; an unknown code is an InternalError that names it.
+
+    A driver that fails with an unknown code seldom leaves a message, and what ``last_error`` then has is of an earlier failure.
+    """
     cls = CODES.get(code)
-    return cls(message) if cls else InternalError(f"{message} (unknown status code {code})")
+    return cls(message) if cls else InternalError(f"unknown status code {code}, needs one of hal_status; the driver's last message, "
+                                                  f"perhaps of an earlier failure: {message}")
+
+
+def wrong_type(what: str, value: object, needed: str) -> ArgumentError:
+    """The error for an argument of another type; needed: what it should be, and how one gets it."""
+    text = " ".join(repr(value).split())
+    return ArgumentError(f"{what}: {text if len(text) <= 60 else text[:57] + '...'} is a {type(value).__name__}; needs {needed}")
+
+
+def one_line(error: BaseException) -> str:
+    """Its message without line breaks: somebody else's may have some."""
+    return " ".join(str(error).split()) if "\n" in str(error) else str(error)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from .._native import Allocator, Buffer, set_error_factory
 from .driver import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, PEER, Copy
-from .errors import AliasError, ArgumentError, DTypeError, InvalidHandle, ShapeError, Unsupported, from_code
+from .errors import AliasError, ArgumentError, DTypeError, InvalidHandle, ShapeError, Unsupported, from_code, wrong_type
 
 if TYPE_CHECKING:
     from .stream import Stream
@@ -104,12 +104,15 @@ def copy(dst: Tensor, src: Tensor, stream: Stream | None = None, blocking: bool 
         stream: of the device at hand (``dst``'s, or ``src``'s where ``dst`` is on the host); its current one by default.
 
     Raises:
-        ShapeError, DTypeError: they differ.  AliasError: ``dst`` overlaps itself.  InvalidHandle: a freed buffer.
+        ShapeError, DTypeError: they differ.  AliasError: ``dst`` overlaps itself.  InvalidHandle: a freed buffer, a closed stream.
+        ArgumentError: not two tensors, another device's stream.
     """
-    if dst.shape != src.shape:
-        raise ShapeError(f"copy: src is {src.shape}, dst is {dst.shape}; make them equal (expand or reshape src)")
-    if dst.dtype is not src.dtype:
-        raise DTypeError(f"copy: src is {src.dtype}, dst is {dst.dtype}; cast first")
+    try:
+        alike = dst.shape == src.shape and dst.dtype is src.dtype
+    except AttributeError:
+        alike = False
+    if not alike:
+        _refuse(dst, src)
     if dst.numel == 0:
         return
     if any(s == 0 and n > 1 for n, s in zip(dst.shape, dst.strides)):
@@ -119,8 +122,14 @@ def copy(dst: Tensor, src: Tensor, stream: Stream | None = None, blocking: bool 
     here = src.device if dst.device.is_host else dst.device
     if stream is None:
         stream = here.current_stream
-    elif stream.device != here:
-        raise ArgumentError(f"copy: stream of {stream.device.name}; needs one of {here.name}")
+    else:
+        if not hasattr(stream, "hold"):
+            raise wrong_type("copy: stream", stream, f"a stream of {here.name} or None")
+        if stream.device != here:
+            raise ArgumentError(f"copy: stream of {stream.device.name}; needs one of {here.name}")
+        stream._check()
+    if not isinstance(blocking, int):
+        raise wrong_type("copy: blocking", blocking, "True or False")
     use(stream, [src] if src.device == here else (), [dst] if dst.device == here else ())
     if dst.device_index == 0 and src.device_index == 0:
         _within_host(dst, src, stream)
@@ -134,6 +143,17 @@ def copy(dst: Tensor, src: Tensor, stream: Stream | None = None, blocking: bool 
         _between(dst, src, stream)
     if blocking and stream.handle:
         stream.synchronize()
+
+
+def _refuse(dst: Tensor, src: Tensor) -> NoReturn:
+    """Says why two things cannot be copied, the types first: arrays of other libraries have shapes and dtypes too."""
+    from .tensor import Tensor
+    for side, thing in (("dst", dst), ("src", src)):
+        if not isinstance(thing, Tensor):
+            raise wrong_type(f"copy: {side}", thing, "a haian tensor, see haian.asarray")
+    if dst.shape != src.shape:
+        raise ShapeError(f"copy: src is {src.shape}, dst is {dst.shape}; make them equal (expand or reshape src)")
+    raise DTypeError(f"copy: src is {src.dtype}, dst is {dst.dtype}; cast first")
 
 
 def _within_host(dst: Tensor, src: Tensor, stream: Stream) -> None:

@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .device import Device
 from .driver import Launch, offers
-from .errors import ArgumentError, InvalidHandle, Unsupported
+from .errors import ArgumentError, InvalidHandle, Unsupported, wrong_type
 from .memory import Buffer, buffer_of, use
-from .stream import Recording
-
-if TYPE_CHECKING:
-    from .device import Device
-    from .stream import Stream
+from .stream import Recording, Stream
 
 __all__ = ["Graph", "Kernel", "Module"]
 
@@ -35,12 +32,19 @@ class Module:
 
     def __init__(self, device: Device, image: bytes, format: str = "") -> None:
         self._handle = 0
+        _device("Module", device)
         self.device = device
         self.format = format or device.capabilities.image_format
         if not self.format:
             raise Unsupported(f"{device.name}: loads no modules; operators use the host's kernels")
+        if not isinstance(self.format, str):
+            raise wrong_type(f"{device.name}: Module format", format, "a name such as Capabilities.image_format")
+        try:
+            data = bytes(memoryview(image))  # bytes(3) would be three zeros
+        except TypeError:
+            raise wrong_type(f"{device.name}: Module image", image, "bytes") from None
         device._run(device._unloads)
-        self._handle = device.driver.module_load(device.index, bytes(image), self.format)
+        self._handle = device.driver.module_load(device.index, data, self.format)
 
     def __repr__(self) -> str:
         return f"<haian module {self._handle:#x} ({self.format}) on {self.device.name}{'' if self._handle else ', unloaded'}>"
@@ -74,6 +78,20 @@ class Module:
     def __del__(self) -> None:
         if getattr(self, "_handle", 0):  # the finaliser may run inside a driver's lock
             self.device._unloads.append(partial(_unload, self.device, self._handle))
+
+
+def _device(what: str, device: object) -> None:
+    if not isinstance(device, Device):
+        raise wrong_type(what, device, "a device, haian.device(...)")
+
+
+def _stream(what: str, stream: object, device: Device) -> None:
+    """Refuses what is no live stream of the device."""
+    if not isinstance(stream, Stream):
+        raise wrong_type(what, stream, f"a stream of {device.name}")
+    stream._check()
+    if stream.device != device:
+        raise ArgumentError(f"{what}: stream of {stream.device.name}; needs one of {device.name}")
 
 
 def _unload(device: Device, handle: int) -> None:
@@ -112,8 +130,7 @@ class Kernel:
         _ = self.module.handle  # raises for an unloaded module, whose kernels are gone
         facts = device.capabilities
         stream = device.current_stream if stream is None else stream
-        if stream.device != device:
-            raise ArgumentError(f"{self.name}: stream of {stream.device.name}; needs one of {device.name}")
+        _stream(self.name, stream, device)
         sizes = (grid,) if isinstance(grid, int) else tuple(grid)
         if not 1 <= len(sizes) <= 3 or any(not isinstance(n, int) or n < 1 for n in sizes):
             raise ArgumentError(f"{self.name}: grid {grid!r}; needs 1 to 3 sizes of at least 1 (launch nothing for zero elements)")
@@ -169,6 +186,7 @@ class Graph:
 
     def __init__(self, device: Device) -> None:
         self._handle = self._executable = 0
+        _device("Graph", device)
         self.device = device
         self._uses = Recording()
 
@@ -182,6 +200,8 @@ class Graph:
         Raises:
             Unsupported: the driver has no graphs.  ArgumentError: the default stream, or a device without streams.
         """
+        if not isinstance(stream, Stream):
+            raise wrong_type("Graph.capture", stream, "a stream of device.stream()")
         device = stream.device
         stream._check()
         if not offers(device.driver, "graph"):
@@ -222,8 +242,7 @@ class Graph:
             InvalidHandle: a closed graph, or one whose recording has not ended.  ArgumentError: another device's stream.
         """
         stream = self.device.current_stream if stream is None else stream
-        if stream.device != self.device:
-            raise ArgumentError(f"{self!r}: stream of {stream.device.name}; needs one of {self.device.name}")
+        _stream(repr(self), stream, self.device)
         self.instantiate()
         use(stream, self._uses.reads, self._uses.writes)
         self.device.driver.graph_launch(self._executable, stream.handle)

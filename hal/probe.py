@@ -126,7 +126,7 @@ def _python() -> str:
 def child(given: dict[str, Any]) -> None:
     """Tries what ``start`` named, writes its lines, and ends without running anything the adapter left for the end."""
     from . import registry
-    from .driver import GROUPS, offers
+    from .driver import GROUPS, devices_of, offers
     from .errors import HaianError
 
     def say(**line: Any) -> None:
@@ -139,7 +139,7 @@ def child(given: dict[str, Any]) -> None:
         else:
             driver = registry._driver_of_point(EntryPoint(*given["point"]))
         say(stage="device_count")
-        count = driver.device_count()
+        count = devices_of(driver)
         say(stage="props")
         capabilities = []
         for device in range(count):

@@ -18,8 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .device import Device
-from .driver import Driver
-from .errors import ArgumentError, EnvironmentMissing, HaianError, InternalError, PermissionRefused, Unsupported
+from .driver import Driver, devices_of
+from .errors import (
+    ArgumentError,
+    EnvironmentMissing,
+    HaianError,
+    InternalError,
+    PermissionRefused,
+    Unsupported,
+    one_line,
+)
 from .trust import check_file
 from .validate import validate
 
@@ -34,6 +42,7 @@ GROUP = "haian.adapters"
 HOST = "cpu"  # device 0 of every process; always loaded, since everything can fall back to it
 SIMULATED = "sim"  # a device like others, but behind real ones
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+TAKEN = ("haian",)  # PyTorch's devices are called haian:0 for all drivers together
 
 
 @dataclass
@@ -67,8 +76,8 @@ class AdapterRecord:
             try:
                 found.append(f"{dev.name} ({dev.capabilities.model})")
             except HaianError as e:  # a device that cannot even say what it is still belongs in the report
-                found.append(f"{dev.name} (props failed: {e})")
-        error = f"{type(self.error).__name__}: {self.error}" if self.error else ""
+                found.append(f"{dev.name} (props failed: {one_line(e)})")
+        error = f"{type(self.error).__name__}: {one_line(self.error)}" if self.error else ""
         facts = {"note": "why_none", "looked": "looked", "missing": "missing", "unconfirmed": "unconfirmed"}
         more = {word: getattr(self.driver, name) for word, name in facts.items() if hasattr(self.driver, name)}
         return {"name": self.name, "source": self.source, "status": self.status, "error": error, "devices": found, **more}
@@ -217,18 +226,18 @@ class Registry:
             taken = {d.name.partition(":")[0] for d in self._devices} | {r.name for r in self._records if r.driver}
             if not _NAME.fullmatch(driver.name or ""):
                 raise ArgumentError(f"adapter name {driver.name!r}: needs a lower-case word such as 'mychip'; set Driver.name")
+            if driver.name in TAKEN:
+                raise ArgumentError(f"adapter name {driver.name!r} is haian's own; choose another for Driver.name")
             if driver.name in taken:
                 raise ArgumentError(f"adapter {driver.name!r} exists already; rename one or restrict HAIAN_ADAPTERS")
-            count = driver.device_count()
-            if not isinstance(count, int) or count < 0:
-                raise ArgumentError(f"adapter {driver.name!r}: device_count() gave {count!r}; needs 0 or more")
+            count = devices_of(driver)
             if _validating():
                 driver = validate(driver)
         except SystemExit as e:
             record.error = InternalError(f"adapter {name}: asked the process to end (SystemExit {e.code}); raise a HaianError instead")
             return record
         except Exception as e:  # noqa: BLE001 - third-party code: whatever it raises must not stop the others
-            record.error = e
+            record.error = _in_one_line(name, e)
             return record
         record.status, record.driver = "loaded", driver
         for index in range(count):
@@ -242,6 +251,16 @@ class Registry:
         """What is known of an adapter that was asked for and is not there."""
         name = str(spec).partition(":")[0]
         return "".join(f" ({r.name} {r.status}: {r.error})" for r in self._records if r.name == name and r.error)
+
+
+def _in_one_line(name: str, error: Exception) -> Exception:
+    """The exception itself, or one of its kind whose message has no line breaks."""
+    if "\n" not in str(error):
+        return error
+    kind = type(error) if isinstance(error, HaianError) else InternalError
+    made = kind(one_line(error) if kind is type(error) else f"adapter {name}: {type(error).__name__}: {one_line(error)}")
+    made.__cause__ = error
+    return made
 
 
 def _validating() -> bool:
@@ -344,7 +363,8 @@ def adapter_file(path: Path) -> Path:
         return path
     if (path / "runtime.py").is_file():
         return path / "runtime.py"
-    inside = sorted(p for p in path.glob("haian_*") if p.is_dir()) if (path / "pyproject.toml").is_file() else []
+    # packages only: an installation leaves haian_mychip.egg-info beside haian_mychip
+    inside = sorted(p for p in path.glob("haian_*") if p.is_dir() and p.name.isidentifier()) if (path / "pyproject.toml").is_file() else []
     if len(inside) == 1:
         return adapter_file(inside[0])
     found = sorted(path.glob("*.so"))

@@ -12,15 +12,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .device import _current
-from .errors import ArgumentError, Busy, InvalidHandle, NotReady, Unsupported
+from .device import Device, _current
+from .errors import ArgumentError, Busy, InvalidHandle, NotReady, Unsupported, wrong_type
 
 if TYPE_CHECKING:
-    from .device import Device
     from .memory import Buffer
     from .tensor import Tensor
 
 __all__ = ["Event", "Stream"]
+
+_LONGEST_NS = 9 * 10**18  # 285 years: what the system's clocks count to in 63 bits, with room for now
 
 
 class Stream:
@@ -35,6 +36,9 @@ class Stream:
     """
 
     def __init__(self, device: Device, *, _handle: int | None = None) -> None:
+        if not isinstance(device, Device):
+            self._alive, self.handle = False, 0
+            raise wrong_type("Stream", device, "a device, haian.device(...)")
         self.device = device
         self._alive = True
         # (mark, object): objects that queued work still reads, released once their mark has passed.
@@ -91,8 +95,11 @@ class Stream:
         Events of another device are waited for by the host, since drivers promise nothing across devices.
         """
         self._check()
-        if not event.recorded:
-            return
+        try:
+            if not event.recorded:
+                return
+        except AttributeError:
+            raise wrong_type(f"{self!r}: wait", event, "an event of device.event()") from None
         if self.handle and event.handle and event.device == self.device:
             self.device.driver.stream_wait_event(self.handle, event.handle)
         else:
@@ -108,6 +115,8 @@ class Stream:
     def host_func(self, fn: Callable[[], None]) -> None:
         """Runs ``fn`` once on the host after the work queued so far.  It must not call back into this stream."""
         self._check()
+        if not callable(fn):
+            raise wrong_type(f"{self!r}: host_func", fn, "a function without arguments")
         if self.handle:
             try:
                 self.device.driver.host_func(self.handle, fn)
@@ -203,6 +212,10 @@ class Event:
     """
 
     def __init__(self, device: Device, timing: bool = True) -> None:
+        if not isinstance(device, Device):
+            raise wrong_type("Event", device, "a device, haian.device(...)")
+        if not isinstance(timing, int):
+            raise wrong_type(f"{device.name}: event timing", timing, "True or False")
         self.device = device
         self.timing = timing
         device._reap()
@@ -220,6 +233,8 @@ class Event:
             ArgumentError: the stream is another device's.
         """
         stream = self.device.current_stream if stream is None else stream
+        if not isinstance(stream, Stream):
+            raise wrong_type(f"{self!r}: record", stream, f"a stream of {self.device.name} or None")
         if stream.device != self.device:
             raise ArgumentError(f"{self!r}: cannot be recorded in a stream of {stream.device.name}; make an event of that device")
         stream._check()
@@ -240,8 +255,12 @@ class Event:
         Raises:
             Timeout: it did not pass within ``timeout_s`` seconds; the event stays usable.
         """
+        try:
+            limit = -1 if timeout_s is None else min(max(0, int(timeout_s * 1e9)), _LONGEST_NS)
+        except (TypeError, ValueError, OverflowError):  # no number, NaN, infinity
+            raise wrong_type(f"{self!r}: synchronize timeout_s", timeout_s, "a finite number of seconds, or None to wait for ever") from None
         if self.handle:
-            self.device.driver.event_sync(self.handle, -1 if timeout_s is None else max(0, int(timeout_s * 1e9)))
+            self.device.driver.event_sync(self.handle, limit)
 
     def elapsed_ns(self, other: Event) -> int:
         """Nanoseconds from this event's record to the other's.
@@ -249,6 +268,8 @@ class Event:
         Raises:
             NotReady: one was never recorded or has not passed.  ArgumentError: another device, or made without timing.
         """
+        if not isinstance(other, Event):
+            raise wrong_type(f"{self!r}: elapsed_ns", other, "an event of the same device")
         if other.device != self.device:
             raise ArgumentError(f"elapsed_ns: events of {self.device.name} and {other.device.name} share no clock; use one device's")
         if not (self.timing and other.timing):

@@ -26,6 +26,7 @@ from .driver import (
     PointerInfo,
     ProfileRecord,
     Telemetry,
+    devices_of,
     offers,
 )
 from .dtype import BY_NAME
@@ -134,7 +135,7 @@ class Validated(Driver):
         self.inner = inner
         self.name, self.vendor, self.version = inner.name, inner.vendor, inner.version
         self._lock = threading.Lock()
-        self._count = inner.device_count()
+        self._count = devices_of(inner)
         self._facts: dict[int, Capabilities] = {}
         self._memory: dict[int, _Ranges] = {d: _Ranges() for d in range(self._count)}
         self._pinned: dict[int, _Ranges] = {d: _Ranges() for d in range(self._count)}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from haian.hal.c_driver import CDriver, header
+from haian.hal.device import Device
 from haian.hal.driver import (
     DEVICE_TO_DEVICE,
     DEVICE_TO_HOST,
@@ -33,6 +34,7 @@ from haian.hal.errors import (
     VersionMismatch,
 )
 from haian.hal.registry import Registry
+from haian.hal.validate import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 INCLUDE = ROOT / "hal" / "include"
@@ -119,7 +121,10 @@ def test_the_smallest_driver(minimal):
     (lambda d: d.alloc(0, (1 << 28) + 1), OutOfMemory), (lambda d: d.alloc(0, 1 << 63), OutOfMemory), (lambda d: d.alloc(2, 64), ArgumentError),
     (lambda d: d.alloc(-1, 64), ArgumentError), (lambda d: d.props(7), ArgumentError), (lambda d: d.alloc(0, 1 << 65), ArgumentError),
     (lambda d: d.copy(0, Copy("up", 1, 1, 1)), ArgumentError), (lambda d: d.copy(0, Copy(DEVICE_TO_DEVICE, 1, 1, 0), 99), InvalidHandle),
-    (lambda d: d.copy(0, ("h2d", 1)), TypeError), (lambda d: d.free(0), TypeError), (lambda d: d.alloc("x", 1), TypeError),
+    (lambda d: d.copy(0, ("h2d", 1)), TypeError), (lambda d: d.free(0), TypeError), (lambda d: d.alloc("x", 1), ArgumentError),
+    (lambda d: d.free(0, "a"), ArgumentError), (lambda d: d.copy(0, Copy("h2d", 64, 64, -1)), ArgumentError),
+    (lambda d: d.copy(0, Copy("h2d", 64, 64, 1, -1)), ArgumentError), (lambda d: d.copy(0, Copy("h2d", "a", 64, 1)), ArgumentError),
+    (lambda d: d.pool_trim(0, -1), Unsupported),
 ])
 def test_refusals_name_driver_and_call(minimal, call, error):
     driver = CDriver(minimal)
@@ -226,12 +231,58 @@ def test_smaller_and_larger_tables_load_under_one_host(folder, change, groups):
 @pytest.mark.parametrize("change, error, words", [
     ("grown.a.abi_major = 2;", VersionMismatch, "ABI 2.0"), ("mem2.m.copy = NULL;", ArgumentError, "group mem lacks copy"),
     ("grown.a.core = NULL;", ArgumentError, "no core group"), ('grown.a.name = "";', ArgumentError, "no name"),
-    ("mem2.m.struct_size = offsetof(hal_mem, copy);", ArgumentError, "group mem lacks copy"),
+    ("mem2.m.struct_size = offsetof(hal_mem, copy);", ArgumentError, "group mem lacks copy: hal_mem.struct_size is 24"),
+    ("grown.a.struct_size = 8;", ArgumentError, "hal_adapter.struct_size is 8, which ends before name"),
+    ("grown.a.struct_size = 0;", ArgumentError, "hal_adapter.struct_size is 0, which ends before name"),
 ])
 def test_a_broken_table_is_refused(folder, change, error, words):
     text = "#include <stddef.h>\n" + VARIANT.format(source=ROOT / "examples/inline_adapter/inline.c", change=change)
     with pytest.raises(error, match=words):
         CDriver(build(text, folder / f"broken{abs(hash(change))}.so"))
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_an_alloc_that_gives_address_0_is_the_drivers_fault(folder, validated):
+    """Without the layer too: the host would write there."""
+    text = (ROOT / "examples/inline_adapter/inline.c").read_text().replace("return *out = (uintptr_t)base, HAL_OK;", "return *out = 0, HAL_OK;")
+    driver = CDriver(build(text, folder / "zero.so"))
+    driver.device_count()
+    with pytest.raises(InternalError, match="inline: alloc of 64 bytes succeeded and gave address 0"):
+        (validate(driver) if validated else driver).alloc(0, 64)
+    device = Device(validate(driver) if validated else driver, 0, 99)
+    with pytest.raises(InternalError, match="gave address 0"):
+        device.allocate(64)
+
+
+def test_an_unknown_status_does_not_pass_an_old_message_for_its_own(folder):
+    text = (ROOT / "examples/inline_adapter/inline.c").read_text().replace("static hal_status stream_done(int32_t d, hal_handle s) {",
+                                                                           "static hal_status stream_done(int32_t d, hal_handle s) {\n  if (s) return 4711;")
+    driver = CDriver(build(text, folder / "unknown.so"))
+    driver.device_count()
+    stream = driver.stream_create(0)
+    with pytest.raises(ArgumentError, match="at least 1 byte"):
+        driver.alloc(0, 0)
+    with pytest.raises(InternalError, match="unknown status code 4711, .*perhaps of an earlier failure: inline: stream_query"):
+        driver.stream_query(stream)
+
+
+def test_a_file_that_cannot_be_loaded_says_so_once(folder):
+    path = folder / "text.so"
+    path.write_text("no library\n")
+    with pytest.raises(EnvironmentMissing) as said:
+        CDriver(path)
+    assert str(said.value).count(str(path)) == 1 and "find_library" not in str(said.value)
+
+
+def test_numbers_that_cffi_refuses(inline):
+    driver = CDriver(inline)
+    driver.device_count()
+    for call in (lambda: driver.fill(0, 64, b"a", -1), lambda: driver.fill(0, "a", b"a", 1)):
+        with pytest.raises((ArgumentError, TypeError)) as said:
+            call()
+        assert "\n" not in str(said.value)
+    with pytest.raises(ArgumentError, match="inline: fill: .*needs numbers"):
+        driver.fill(0, 64, b"a", -1)
 
 
 def test_output_structs_keep_the_callers_tail(minimal):

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 from haian.conformance import hal_mutants
 from haian.conformance.hal_checks.images import compiler
-from haian.conformance.hal_runner import check_driver
+from haian.conformance.hal_runner import check_driver, hal_cases
 
 BROKEN = ("AttributeError", "KeyError", "NameError", "TypeError", "UnboundLocalError", "RecursionError", "ImportError")
 
@@ -34,6 +34,20 @@ def test_the_unchanged_driver_is_refused_by_none_of_these_checks(base):
     numbers = {m.killed_by for m in hal_mutants.MUTANTS.values() if m.base == base}
     lines = check_driver(hal_mutants.make, (base,), chosen=hal_mutants.cases_of(*numbers))
     assert not [f"{x['id']}: {x['result']} {x['message']}" for x in lines if x["result"] != "pass"]
+
+
+@pytest.mark.parametrize("name", [c.__name__ for c in hal_mutants.RIGHT])
+def test_no_check_refuses_a_right_driver_of_an_unusual_kind(name):
+    lines = check_driver(hal_mutants.make, (name,), chosen=hal_cases("L1"))
+    assert not [f"{x['id']}: {x['result']} {x['message']}" for x in lines if x["result"] not in ("pass", "not-offered")]
+
+
+def test_blocks_side_by_side_are_side_by_side():
+    driver = hal_mutants.make("Adjacent")
+    a, b = driver.alloc(0, 4096), driver.alloc(0, 8192)
+    assert a + 4096 == b
+    driver.free(0, a)
+    assert driver.alloc(0, 256) == a
 
 
 def test_the_command_says_what_it_found(capsys):

@@ -39,6 +39,7 @@ from haian.hal.errors import (
     InvalidHandle,
     OutOfMemory,
     PermissionRefused,
+    RanksDiffer,
     Timeout,
 )
 from haian.hal.host_queues import CALL, Handles, Work
@@ -429,8 +430,8 @@ class _Ranks:
                         raise self._lost(peer)
                     del peer.words[:_WORD.size]
                     if theirs != mine:
-                        raise Timeout(f"{self!r}: ranks differ: rank {self.rank} is at {_said(mine)}, rank {peer.rank} at {_said(theirs)}; "
-                                      f"make the same calls on every rank")
+                        raise RanksDiffer(f"{self!r}: ranks differ: rank {self.rank} is at {_said(mine)}, rank {peer.rank} at {_said(theirs)}; "
+                                          f"make the same calls on every rank")
                     del waiting[peer.rank]
                 elif peer.gone:
                     raise self._lost(peer)
@@ -606,13 +607,13 @@ class _Ranks:
     def _expect(self, rank: int, header: memoryview, count: int, kind: DType) -> None:
         word = _WORD.unpack(header)
         if (word[2], word[6]) != (kind.code, count):
-            raise Timeout(f"{self!r}: ranks differ: rank {rank} sent {word[6]} {BY_CODE[word[2]].name}, "
-                          f"rank {self.rank} receives {count} {kind.name}; make them equal")
+            raise RanksDiffer(f"{self!r}: ranks differ: rank {rank} sent {word[6]} {BY_CODE[word[2]].name}, "
+                              f"rank {self.rank} receives {count} {kind.name}; make them equal")
 
     def _within(self, to_self: tuple[list, list]) -> None:
         sends, receives = to_self
         if [c[:2] for c in sends] != [c[:2] for c in receives]:
-            raise Timeout(f"{self!r}: {len(sends)} messages to itself, {len(receives)} received; put both, equal, in one group")
+            raise RanksDiffer(f"{self!r}: {len(sends)} messages to itself, {len(receives)} received; put both, equal, in one group")
         for (count, kind, a), (_, _, b) in zip(sends, receives):
             _move(_bytes(b, count * kind.itemsize), _bytes(a, count * kind.itemsize))
 

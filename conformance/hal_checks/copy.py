@@ -11,16 +11,22 @@ from .check import NotOffered, Subject, check, host, require
 
 _SIZES = (1, 3, 63, 64, 65, 255, 4095, 4097, 65535, 65537)
 _OFFSETS = (0, 1, 7)
+_MIB = 1 << 20
+_LARGE = (_MIB + 1, 16 * _MIB)  # copied on a stream, where there are streams
+_MOST = 64 * _MIB  # of the largest allocation: one copy from its start to its end; new pages may cost 1 ms a MiB
+_PIECE = 64 << 10  # the large are looked at through copies of this size, which round_trip has proven by then
 
 
 def _differ(seen: np.ndarray, wanted: np.ndarray, what: str) -> None:
+    if np.array_equal(seen, wanted):
+        return
     wrong = np.flatnonzero(seen != wanted)
     require(not wrong.size, f"{what}: {wrong.size} of {wanted.size} bytes are wrong, the first at {int(wrong[0]) if wrong.size else 0}")
 
 
 @check(27, "round_trip", "C")
 def round_trip(s: Subject) -> None:
-    """Host to device, on the device and back, for sizes around lines and pages and offsets of 0, 1 and 7."""
+    """Host to device, on the device and back: sizes around lines and pages at offsets of 0, 1 and 7; 1, 16, 64 MiB; the largest block."""
     span = max(_SIZES) + 16
     a, b, source = s.alloc(span), s.alloc(span), s.pattern(span)
     back = np.empty(span, np.uint8)
@@ -36,6 +42,61 @@ def round_trip(s: Subject) -> None:
                     require(i or j, f"an aligned copy of {n} bytes is Unsupported; only misaligned ones may be")
                     continue
                 _differ(back[j : j + n], source[i : i + n], f"{n} bytes, offsets {i} and {j}, there and back")
+    s.free(a)
+    s.free(b)
+    if not s.validated:  # the layer above passes the same copies on: once is enough for what takes time
+        _large(s)
+
+
+def _large(s: Subject) -> None:
+    """One copy of each kind for sizes that runtimes stage, split or hand to another engine, and within the largest block."""
+    for n in _LARGE:
+        if 2 * n <= s.caps.max_alloc_bytes:
+            a = s.alloc(2 * n)
+            _three(s, a, a + n, n, s.stream() if s.offers("stream") else 0)
+            s.free(a)
+    largest = s.caps.max_alloc_bytes
+    while largest > 2 * _MIB:
+        try:
+            a = s.alloc(largest)
+        except OutOfMemory:  # others use the device too
+            largest //= 2
+            continue
+        n = min(largest // 2, _MOST)
+        _three(s, a, a + largest - n, n, 0)
+        s.free(a)
+        return
+
+
+def _three(s: Subject, a: int, b: int, n: int, stream: int) -> None:
+    """h2d to a, d2d to b and d2h of n bytes, each one copy on the stream; contents compared after each."""
+    tile = s.pattern(_MIB - 3)  # no power of two divides its length
+    data = np.resize(tile, n)
+
+    def run(name: str, desc: Copy) -> None:
+        s.driver.copy(s.device, desc, stream)
+        if stream:
+            s.driver.stream_sync(stream)
+        _tiled(s, None if name == "d2h" else desc.dst, data, tile, f"one {name} copy of {n} bytes{' on a stream' if stream else ''}")
+
+    run("h2d", Copy(HOST_TO_DEVICE, a, host(data), n))
+    run("d2d", Copy(DEVICE_TO_DEVICE, b, a, n))
+    np.invert(data, out=data)
+    run("d2h", Copy(DEVICE_TO_HOST, host(data), b, n))
+
+
+def _tiled(s: Subject, address: int | None, data: np.ndarray, tile: np.ndarray, what: str) -> None:
+    """Requires ``data``, or as many bytes of the device brought in many small copies, to be the tile over and over."""
+    twice, piece = np.concatenate([tile, tile]), np.empty(_PIECE, np.uint8)
+    for at in range(0, data.size, _PIECE):
+        n = min(_PIECE, data.size - at)
+        seen = piece[:n]
+        if address is None:
+            seen = data[at : at + n]
+        else:
+            s.driver.copy(s.device, Copy(DEVICE_TO_HOST, host(piece), address + at, n))
+        start = at % tile.size
+        _differ(seen, twice[start : start + n], f"{what}, bytes {at} to {at + n - 1}")
 
 
 @check(28, "misaligned", "C")
@@ -133,16 +194,17 @@ def overlap(s: Subject) -> None:
 def out_of_range(s: Subject) -> None:
     """An access that leaves its allocation by one byte is refused, in every kind of copy and in fills."""
     n = 4096
-    a, b, data = s.alloc(n), s.alloc(2 * n), np.zeros(2 * n, np.uint8)
+    a, gap, b, data = s.alloc(n), s.alloc(n), s.alloc(2 * n), np.zeros(2 * n, np.uint8)
     before = s.pattern(n)
     s.upload(a, before)
+    s.free(gap)  # where blocks lie side by side, what follows a is free now
     wrong = (OutOfRange, InvalidHandle)
-    for at, count in ((0, n + 1), (1, n), (n - 1, 2), (n, 1)):
+    beyond = not s.caps.host_access and not b <= a + n < b + 2 * n  # else one past the end may be anybody's, or b's own first byte
+    for at, count in ((0, n + 1), (1, n), (n - 1, 2), *([(n, 1)] if beyond else [])):
         for desc in (Copy(HOST_TO_DEVICE, a + at, host(data), count), Copy(DEVICE_TO_HOST, host(data), a + at, count),
                      Copy(DEVICE_TO_DEVICE, b, a + at, count), Copy(DEVICE_TO_DEVICE, a + at, b, count)):
-            if at < n or not s.caps.host_access:  # one past the end may be anybody's memory on the host
-                s.expect(wrong, s.driver.copy, s.device, desc)
-        if s.offers("fill") and (at < n or not s.caps.host_access):
+            s.expect(wrong, s.driver.copy, s.device, desc)
+        if s.offers("fill"):
             s.expect(wrong, s.driver.fill, s.device, a + at, b"\x01", count)
     s.expect(wrong, s.driver.copy, s.device, Copy(DEVICE_TO_DEVICE, b, a + 1, 1024, 4, 1024, 1024))  # the last row's last byte
     s.free(b)
@@ -154,7 +216,7 @@ def out_of_range(s: Subject) -> None:
 def pitched(s: Subject) -> None:
     """Rows with a pitch: gaps stay untouched, pitch may equal the row, one row needs none, a smaller pitch is refused."""
     for rows, width, dst_pitch, src_pitch in ((5, 33, 64, 40), (4, 64, 64, 64), (3, 7, 7, 129), (17, 1, 16, 2), (1, 100, 0, 0), (1, 100, 7, 3),
-                                              (2, 4096, 4097, 8192)):
+                                              (2, 4096, 4097, 8192), (300, 5, 8, 5)):
         what = f"{rows} rows of {width} bytes, pitches {dst_pitch} and {src_pitch}"
         dst_span, src_span = _span(rows, width, dst_pitch), _span(rows, width, src_pitch)
         source, back = s.pattern(src_span), np.full(dst_span, 0xA5, np.uint8)
@@ -199,6 +261,14 @@ def fill(s: Subject) -> None:
                 what = f"fill of {n} bytes with {pattern.hex()}"
                 _differ(target.check(what), np.frombuffer(pattern * count, np.uint8), what)
                 s.free(target.base)
+    n = 16 * _MIB
+    if not s.validated and n <= s.caps.max_alloc_bytes:
+        address = s.alloc(n)
+        s.driver.fill(s.device, address, b"\x01\x02\x03\x04", n)
+        tile = np.resize(np.arange(1, 5, dtype=np.uint8), _PIECE)
+        for at in range(0, n, _PIECE):
+            _differ(s.download(address + at, _PIECE), tile, f"fill of {n} bytes, bytes {at} to {at + _PIECE - 1}")
+        s.free(address)
     if s.validated:
         address = s.alloc(64)
         for pattern, n in ((b"ab", 63), (b"abcd", 62), (b"abc", 63), (b"", 64), (b"a", -1)):
@@ -211,7 +281,11 @@ def peer(s: Subject) -> None:
     if s.count < 2 and not s.caps.peer:
         raise NotOffered("one device, and capability peer is not claimed")
     others = [s.device] + ([s.other()] if s.count > 1 else [])
-    n = 4099
+    for n in (4099,) if s.validated or not s.caps.peer else (4099, 16 * _MIB):
+        _peers(s, others, n)
+
+
+def _peers(s: Subject, others: list[int], n: int) -> None:
     mine = s.alloc(n)
     for device in others:
         theirs, data = s.alloc(n, device=device), s.pattern(n)

@@ -98,6 +98,7 @@ def sizes(s: Subject) -> None:
     """Sizes around a cache line and a page work; the largest works or is refused cleanly."""
     live = [(s.alloc(n), n) for n in (1, 63, 64, 65, 4097)]
     for address, n in live:
+        require(address > 0, f"alloc of {n} bytes succeeded and gave address {address:#x}; needs one above 0, or OutOfMemory")
         _usable(s, address, n, f"alloc of {n} bytes")
     try:
         address = s.alloc(s.caps.max_alloc_bytes)
@@ -123,14 +124,14 @@ def too_large(s: Subject) -> None:
     s.free(s.alloc(64))
 
 
-def _fill_up(s: Subject) -> list[int]:
-    """Allocations until OutOfMemory, from large ones to small; [] where the device seems to have no end."""
+def _fill_up(s: Subject) -> list[tuple[int, int]]:
+    """Allocations (address, bytes) until OutOfMemory, from large ones to small."""
     step = max(min(s.caps.max_alloc_bytes, s.caps.total_bytes // 8), 1)
     least = max(s.caps.total_bytes >> 14, 4096)
-    found: list[int] = []
+    found: list[tuple[int, int]] = []
     while step >= least:
         try:
-            found.append(s.driver.alloc(s.device, step))
+            found.append((s.driver.alloc(s.device, step), step))
         except OutOfMemory:
             step //= 2
         if len(found) >= _MOST_BLOCKS:
@@ -140,7 +141,7 @@ def _fill_up(s: Subject) -> list[int]:
 
 @check(18, "exhaustion", "C")
 def exhaustion(s: Subject) -> None:
-    """After OutOfMemory and freeing everything, the totals return exactly and the next allocation works."""
+    """After OutOfMemory and freeing everything, the totals return exactly and the next allocation works; mem_info counts what is live."""
     exact = _used(s) is not None
     seen: list[tuple[int, int]] = []
     for attempt in range(5):  # the first round warms the runtime up; a device shared with others gets three chances
@@ -150,8 +151,12 @@ def exhaustion(s: Subject) -> None:
             if not s.caps.host_access:
                 require(len(blocks) < _MOST_BLOCKS, f"{len(blocks)} blocks of up to {s.caps.total_bytes // 8} bytes without OutOfMemory; "
                         f"the device has {s.caps.total_bytes} bytes")
+            if s.offers("mem_info") and (exact or not s.caps.host_access):  # of the machine's own memory, untouched pages count as free
+                free, total = s.driver.mem_info(s.device)
+                held = sum(n for _, n in blocks)
+                require(free <= max(total - held, 0), f"mem_info says {free} bytes free of {total} while {held} are allocated; it must count them")
         finally:
-            for b in blocks:
+            for b, _ in blocks:
                 s.driver.free(s.device, b)
         seen.append((_in_use(s) if exact else 0, len(blocks) if exact else 0))
         if attempt and seen[-1] == seen[-2]:
@@ -160,6 +165,24 @@ def exhaustion(s: Subject) -> None:
         require(False, f"bytes in use and blocks given, after each round of filling the device and freeing all: {seen}; must be equal")
     address = s.alloc(4096)
     _usable(s, address, 4096, "an allocation after OutOfMemory")
+    if s.offers("mem_info") and not exact and s.caps.host_access:
+        _machine(s)
+
+
+def _machine(s: Subject) -> None:
+    """mem_info of memory that others use too cannot be compared exactly; but what is written takes room, and the answer moves."""
+    n = min(_PROBE_BYTES, s.caps.max_alloc_bytes, s.caps.total_bytes // 16)
+    first, total = s.driver.mem_info(s.device)
+    held = 0
+    for _ in range(8):  # several blocks: a runtime may have kept the first ones from before
+        s.fill(s.alloc(n), 0x5A, n)
+        held += n
+        free, total = s.driver.mem_info(s.device)
+        require(free <= total - held, f"mem_info says {free} bytes free of {total} while {held} are allocated and written; it must count them")
+        if free != first:
+            return
+    # systems count in batches: Linux adds up its processors' every second
+    s.until(lambda: s.driver.mem_info(s.device)[0] != first, f"mem_info, {first} bytes free of {total}, moves after {held} were allocated and written")
 
 
 @check(19, "double_free", "C", validation="on")

@@ -35,6 +35,11 @@ static int32_t hal_alloc(void *ctx, uint64_t bytes, uint64_t align, uint64_t *ad
   hal_dptr at = 0;
   const int32_t status = x->hal->mem->alloc(x->device, &desc, &at);
   *address = at;
+  if (!status && !at)
+    return haian_fail(
+        HAIAN_INTERNAL,
+        "%s:%d: alloc of %llu bytes succeeded and gave address 0; needs one above 0, or HAL_OUT_OF_MEMORY",
+        x->hal->name, (int)x->device, (unsigned long long)bytes);
   return status == HAL_OUT_OF_MEMORY ? status : told(x, status, "alloc");
 }
 static int32_t hal_free(void *ctx, uint64_t address) {

@@ -16,6 +16,8 @@
 enum { N_SPARE = 256, N_INLINE = 2 };
 static PyObject *name_allocator, *name_device, *name_handle, *name_name;
 
+static PyObject *buffer_repr(PyObject *self);
+
 /* A stream whose queued work uses the bytes; after: that work comes after the latest write. */
 typedef struct user {
   uint64_t stream;
@@ -212,9 +214,22 @@ static int user_set(buffer *b, uint64_t stream, int after, int keep) {
   return 0;
 }
 
+/* What a freed buffer no longer has. */
+__attribute__((noinline, cold)) static PyObject *freed(PyObject *self, const char *what) {
+  PyObject *text = buffer_repr(self);
+  if (text) haian_raise_text(HAIAN_INVALID_HANDLE, "%s: %s; allocate another", PyUnicode_AsUTF8(text), what);
+  Py_XDECREF(text);
+  return NULL;
+}
+
 static PyObject *buffer_used_on(PyObject *self, PyObject *stream) {
   uint64_t handle;
+  if (!((buffer *)self)->block) return freed(self, "its bytes may be another's, no stream can use them");
   PyObject *number = PyObject_GetAttr(stream, name_handle);
+  if (!number && PyErr_ExceptionMatches(PyExc_AttributeError)) {
+    PyErr_Clear();
+    return haian_raise_text(HAIAN_INVALID_ARGUMENT, "used_on: a %s came; needs a stream", Py_TYPE(stream)->tp_name);
+  }
   const int bad = !number || haian_read_u64(number, &handle, 0, "stream.handle");
   Py_XDECREF(number);
   if (bad) return NULL;
@@ -294,6 +309,11 @@ static PyObject *buffer_free(PyObject *self, PyObject *none) {
   return NULL;
 }
 
+static PyObject *buffer_address(PyObject *self, void *closure) {
+  (void)closure;
+  if (!((buffer *)self)->block) return freed(self, "it has no address any more");
+  return PyLong_FromUnsignedLongLong(((buffer *)self)->address);
+}
 static PyObject *buffer_alive(PyObject *self, void *closure) {
   (void)closure;
   return PyBool_FromLong(((buffer *)self)->block != NULL);
@@ -326,10 +346,10 @@ static PyMethodDef buffer_methods[] = {
     {0}};
 static PyMemberDef buffer_members[] = {{"device", T_OBJECT_EX, offsetof(buffer, device), READONLY, "Where."},
                                        {"nbytes", T_ULONGLONG, offsetof(buffer, nbytes), READONLY, "As asked for."},
-                                       {"address", T_ULONGLONG, offsetof(buffer, address), READONLY,
-                                        "Of the first byte; aligned to the device's align_bytes."},
                                        {0}};
 static PyGetSetDef buffer_getset[] = {
+    {"address", buffer_address, NULL,
+     "Of the first byte; aligned to the device's align_bytes.  InvalidHandle once the buffer was freed.", NULL},
     {"alive", buffer_alive, NULL, "Whether the bytes are still this buffer's.", NULL},
     {"_users", buffer_users, NULL, "Handles of the streams whose queued work uses the bytes.", NULL},
     {0}};

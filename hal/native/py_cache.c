@@ -66,6 +66,10 @@ static int32_t py_alloc(void *ctx, uint64_t bytes, uint64_t align, uint64_t *add
   const PyGILState_STATE gil = PyGILState_Ensure();
   PyObject *r = ask(ctx, DO_ALLOC, 1, 2, (const uint64_t[]){bytes, align});
   if (r) *address = PyLong_AsUnsignedLongLong(r);
+  if (r && !*address)
+    haian_raise_text(HAIAN_INTERNAL,
+                     "alloc of %llu bytes succeeded and gave address 0; needs one above 0, or OutOfMemory",
+                     (unsigned long long)bytes);
   int32_t status = PyErr_Occurred() ? failure() : HAIAN_OK;
   Py_XDECREF(r);
   if (status == HAIAN_OUT_OF_MEMORY) PyErr_Clear();

@@ -63,30 +63,50 @@ static inline int plain(PyObject *o, uint64_t *out) {
   return 1;
 }
 
-/* Up to `most` non-negative integers below 2^64; 0 on success, else -1 with an exception. */
-static int numbers(const table_object *t, const char *call, PyObject *const *args, Py_ssize_t n, Py_ssize_t least,
-                   Py_ssize_t most, uint64_t *out) {
+/* A number that `plain` does not read.  A negative one passes where it is the driver's to refuse: a device, a time limit. */
+__attribute__((noinline, cold)) static int odd_number(const table_object *t, const char *call, PyObject *o,
+                                                      int negative, uint64_t *out) {
+  if (!PyLong_Check(o)) {
+    haian_raise_text(HAL_INVALID_ARGUMENT, "%s: %s: a %s came; needs a whole number", t->name, call,
+                     Py_TYPE(o)->tp_name);
+    return -1;
+  }
+  int beyond;
+  const long long value = PyLong_AsLongLongAndOverflow(o, &beyond);
+  *out = (uint64_t)value;
+  if (!beyond && (value >= 0 || negative)) return 0;
+  if (!beyond) {
+    haian_raise_text(HAL_INVALID_ARGUMENT, "%s: %s: the negative number %lld came; needs 0 or more", t->name, call,
+                     value);
+    return -1;
+  }
+  *out = PyLong_AsUnsignedLongLong(o);
+  if (!PyErr_Occurred()) return 0;
+  PyErr_Clear();
+  haian_raise_text(HAL_INVALID_ARGUMENT, "%s: %s: a number beyond 64 bits; needs one below 2^64", t->name, call);
+  return -1;
+}
+
+/* `least` to `most` integers below 2^64; those that did not come are 0.  0 on success, else -1 with an exception. */
+static inline int read_numbers(const table_object *t, const char *call, PyObject *const *args, Py_ssize_t n,
+                               Py_ssize_t least, Py_ssize_t most, int negative, uint64_t *out) {
   if (n < least || n > most) {
     PyErr_Format(PyExc_TypeError, "%s: %s takes %zd to %zd arguments, %zd came", t->name, call, least, most, n);
     return -1;
   }
   for (Py_ssize_t i = 0; i < n; i++) {
-    if (plain(args[i], &out[i])) continue;
-    out[i] = PyLong_AsUnsignedLongLong(args[i]);
-    if (out[i] == (uint64_t)-1 && PyErr_Occurred()) {
-      if (!PyErr_ExceptionMatches(PyExc_OverflowError)) return -1;
-      PyErr_Clear();
-      long long value = PyLong_AsLongLong(args[i]); /* a negative device number is the driver's to refuse */
-      if (value == -1 && PyErr_Occurred()) {
-        PyErr_Clear();
-        haian_raise_text(HAL_INVALID_ARGUMENT, "%s: %s: a number beyond 64 bits; needs one below 2^64", t->name, call);
-        return -1;
-      }
-      out[i] = (uint64_t)value;
-    }
+    if (!plain(args[i], &out[i]) && odd_number(t, call, args[i], negative, &out[i])) return -1;
   }
   for (Py_ssize_t i = n; i < most; i++) out[i] = 0;
   return 0;
+}
+static int numbers(const table_object *t, const char *call, PyObject *const *args, Py_ssize_t n, Py_ssize_t least,
+                   Py_ssize_t most, uint64_t *out) {
+  return read_numbers(t, call, args, n, least, most, 1, out);
+}
+/* Exactly `n` of them, sizes and addresses. */
+static int sizes_of(const table_object *t, const char *call, PyObject *const *args, Py_ssize_t n, uint64_t *out) {
+  return read_numbers(t, call, args, n, n, n, 0, out);
 }
 
 /* The driver's own number of a stream of `device`; -1 with an exception for another device's. */
@@ -123,6 +143,10 @@ static PyObject *table_alloc(table_object *t, PyObject *const *args, Py_ssize_t 
   hal_status status;
   Py_BEGIN_ALLOW_THREADS status = t->alloc((int32_t)v[0], &desc, &out);
   Py_END_ALLOW_THREADS if (status) return fail(t, "alloc", status);
+  if (!out)
+    return haian_raise_text(
+        HAL_INTERNAL, "%s: alloc of %llu bytes succeeded and gave address 0; needs one above 0, or HAL_OUT_OF_MEMORY",
+        t->name, (unsigned long long)v[1]);
   return PyLong_FromUnsignedLongLong(out);
 }
 
@@ -159,7 +183,7 @@ static PyObject *table_copy(table_object *t, PyObject *const *args, Py_ssize_t n
                             PyUnicode_Check(field[0]) ? PyUnicode_AsUTF8(field[0]) : Py_TYPE(field[0])->tp_name);
   uint64_t where[2] = {0, 0}, v[7], raw;
   PyObject *const place[2] = {args[0], n > 2 ? args[2] : NULL};
-  if (numbers(t, "copy", place, n > 2 ? 2 : 1, 1, 2, where) || numbers(t, "copy", field + 1, 6, 6, 6, v)) return NULL;
+  if (numbers(t, "copy", place, n > 2 ? 2 : 1, 1, 2, where) || sizes_of(t, "copy", field + 1, 6, v)) return NULL;
   if (own_stream(t, "copy", where[0], where[1], &raw)) return NULL;
   /* -1 in all other copies: not read, since a negative number costs 150 ns */
   if (kind == HAL_COPY_PEER && numbers(t, "copy", field + 7, 1, 1, 1, v + 6)) return NULL;
@@ -280,8 +304,7 @@ static PyObject *table_launch(table_object *t, PyObject *const *args, Py_ssize_t
   uint64_t where[2] = {0, 0}, head[3], raw;
   PyObject *const place[2] = {args[0], n > 2 ? args[2] : NULL};
   PyObject *const first[3] = {field[0], field[2], field[3]};
-  if (numbers(t, "launch", place, n > 2 ? 2 : 1, 1, 2, where) || numbers(t, "launch", first, 3, 3, 3, head))
-    return NULL;
+  if (numbers(t, "launch", place, n > 2 ? 2 : 1, 1, 2, where) || sizes_of(t, "launch", first, 3, head)) return NULL;
   if (own_stream(t, "launch", where[0], where[1], &raw)) return NULL;
   if ((uint64_t)DEVICE(head[0]) != where[0])
     return haian_raise_text(HAL_INVALID_HANDLE,

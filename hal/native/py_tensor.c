@@ -239,8 +239,13 @@ static int tensor_getbuffer(PyObject *self, Py_buffer *view, int flags) {
   view->obj = NULL;
   const char *format = format_of[t->dtype];
   if (t->device != 0 || !format) {
-    PyErr_Format(PyExc_BufferError, "a haian tensor of dtype %s on device %d has no buffer; use .numpy()",
-                 haian_dtype_name(t->dtype), (int)t->device);
+    PyObject *place = PyObject_GetAttrString(self, "device"),
+             *name = place ? PyObject_GetAttrString(place, "name") : NULL;
+    if (name)
+      PyErr_Format(PyExc_BufferError, "a haian tensor of dtype %s on %U has no buffer; use .numpy()",
+                   haian_dtype_name(t->dtype), name);
+    Py_XDECREF(name);
+    Py_XDECREF(place);
     return -1;
   }
   int contiguous = (t->tag & HAIAN_TAG_CONTIGUOUS) != 0;
