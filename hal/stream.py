@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Event", "Stream"]
 
-_LONGEST_NS = 9 * 10**18  # 285 years: what the system's clocks count to in 63 bits, with room for now
+_LONGEST_S = 9e9  # 285 years: what the system's clocks count to in 63 bits of nanoseconds
 
 
 class Stream:
@@ -256,9 +256,9 @@ class Event:
             Timeout: it did not pass within ``timeout_s`` seconds; the event stays usable.
         """
         try:
-            limit = -1 if timeout_s is None else min(max(0, int(timeout_s * 1e9)), _LONGEST_NS)
-        except (TypeError, ValueError, OverflowError):  # no number, NaN, infinity
-            raise wrong_type(f"{self!r}: synchronize timeout_s", timeout_s, "a finite number of seconds, or None to wait for ever") from None
+            limit = -1 if timeout_s is None else max(0, int(min(timeout_s, _LONGEST_S) * 1e9))
+        except (TypeError, ValueError):  # no number, or NaN
+            raise wrong_type(f"{self!r}: synchronize timeout_s", timeout_s, "a number of seconds, or None to wait for ever") from None
         if self.handle:
             self.device.driver.event_sync(self.handle, limit)
 

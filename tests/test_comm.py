@@ -33,6 +33,7 @@ from haian.hal.errors import (
     InternalError,
     InvalidHandle,
     PermissionRefused,
+    RanksDiffer,
     ShapeError,
     Timeout,
     Unsupported,
@@ -310,7 +311,7 @@ def test_ranks_that_differ_are_named_and_all_die(other, said):
     got = ranks(comms, lambda c: other(c) if c.rank == 1 else c.all_reduce(empty(4)), catch=True)
     assert time.monotonic() - start < 10  # seen, not timed out
     for e in got:
-        assert isinstance(e, Timeout) and said in str(e) and "4 float32" in str(e) and "rank 1" in str(e)
+        assert isinstance(e, RanksDiffer if "ranks differ" in str(e) else Timeout) and said in str(e) and "4 float32" in str(e) and "rank 1" in str(e)
     for c in comms:
         with pytest.raises(Timeout):
             c.check()
@@ -327,7 +328,7 @@ def test_ranks_that_differ_are_named_and_all_die(other, said):
 def test_messages_that_differ():
     comms = Communicator.local(["cpu"] * 2, timeout_s=5)
     got = ranks(comms, lambda c: c.send(empty(5), 1) if c.rank == 0 else c.recv(empty(4), 0), catch=True)
-    assert isinstance(got[1], Timeout) and "rank 0 sent 5 float32, rank 1 receives 4 float32" in str(got[1])
+    assert isinstance(got[1], RanksDiffer) and "rank 0 sent 5 float32, rank 1 receives 4 float32" in str(got[1])
     with pytest.raises(Timeout, match="rank 1"):
         comms[0].check()
     close(comms)
