@@ -164,7 +164,7 @@ def _values(op: Op, dt: DType, small: list[Sample], specs: dict, main: bool, add
         if not (dt.is_floating and any(r.dtype.is_integer for r in specs[s.name]) and not isinstance(rule, Index))
     ]
     # padding times an infinite weight is 0 to implementations that skip it and NaN to those that multiply
-    spreads = op.family == "attention" or (op.family == "conv" and not isinstance(rule, Exact))
+    spreads = op.family in ("attention", "attention_serve") or (op.family == "conv" and not isinstance(rule, Exact))
     if not spreads:
         for s in _pick([s for s in open_ if _size(s, dt) > 20] or open_, key + "/special", 2 if main else 1):
             add(dt, s.name, "special")

@@ -210,12 +210,12 @@ def _probe(run: Run) -> Verdict:
 
 def _factors(op: Op, arrays: list) -> dict[int, tuple[int, int]]:
     """Of a matrix product: position of each factor -> (axis summed over, turn)."""
-    if op.family != "matmul":
+    if op.family != "matmul" and op.name != "grouped_mm":
         return {}
     names = [p.name for p in op.tensors]
     if "weight" in names:  # linear: rows of weight
         return {0: (-1, 0), names.index("weight"): (-1, 1)}
-    a, b = (0, 1) if len(names) == 2 else (1, 2)
+    a, b = (0, 1) if len(names) == 2 or names[0] == "a" else (1, 2)
     return {a: (-1, 0), b: (-2 if arrays[b].ndim > 1 else -1, 1)}
 
 

@@ -220,7 +220,7 @@ def _allowed(op: Op, inputs, attrs, i, r, spec, capabilities, constant, patterns
     grown, usual = (max(SUM_FACTOR * math.sqrt(n), n), n) if constant else (SUM_FACTOR * math.sqrt(n), math.sqrt(n))
     u_in = (
         REDUCED[getattr(capabilities, "reduced_matmul", "") or ""]
-        if dt.name == "float32" and op.family in ("matmul", "attention", "conv")
+        if dt.name == "float32" and op.family in ("matmul", "attention", "attention_serve", "conv", "moe")
         else 0.0
     )
     if isinstance(rule, classes.Reduction):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .mutate import Row, attr, inputs, no_checks, result, results
+from .mutate import Row, attr, inputs, no_checks, precise, result, results, tf32
 
 __all__ = ["ROWS"]
 
@@ -115,6 +115,100 @@ def _one_less(x, k, p):
     return kept
 
 
+# ---- attention over packed sequences and caches -----------------------------------------------------------------------------
+def _from_the_start(op, right):
+    """Positions counted from the first token: a causal mask of more keys than queries hides the last keys."""
+
+    def call(t, a):
+        y = np.zeros(right(t, a)[0].shape, t[0].dtype)
+        for b in range(len(t[3]) - 1):
+            at, of = slice(*t[3][b : b + 2]), slice(*t[4][b : b + 2])
+            n = min(at.stop - at.start, of.stop - of.start)
+            ends = np.array([0, n], t[3].dtype)
+            slopes = t[5] if t[5] is None or t[5].ndim == 1 else t[5][b : b + 1]
+            q, k, v = t[0][at][:n], t[1][of][:n], t[2][of][:n]
+            y[at][:n] = right((q, k, v, ends, ends, slopes), a)[0]
+        return (y,)
+
+    return call
+
+
+def _one_sequence(t):
+    """Ends between sequences ignored: all tokens are one."""
+    ends = [np.array([x[0], x[-1]], x.dtype) for x in t[3:5]]
+    return [*t[:3], *ends, t[5] if t[5] is None or t[5].ndim == 1 else t[5][:1]]
+
+
+def _tables_in_order(t):
+    """Blocks taken as they lie in the cache instead of through the table."""
+    at = next(i for i, x in enumerate(t) if x is not None and x.ndim == 2 and x.dtype.kind == "i")
+    cache = t[1] if at == 3 and t[1].ndim == 4 else t[2]
+    t[at] = np.broadcast_to(np.arange(t[at].shape[1]) % max(cache.shape[0], 1), t[at].shape).astype(t[at].dtype)
+    return t
+
+
+def _heads_of_cache_in_turn(t):
+    heads, shared = t[0].shape[1], t[1].shape[2]
+    return [t[0], *(np.tile(x, (1, 1, heads // shared, 1)) for x in t[1:3]), *t[3:]]
+
+
+def _last_block_whole(op, right):
+    """Keys past the length, up to the end of the last block, are seen too."""
+
+    def call(t, a):
+        per = t[1].shape[1]
+        lengths = np.minimum(-(-t[4] // per) * per, t[3].shape[1] * per).astype(t[4].dtype)
+        return right((*t[:4], np.where(t[4] > 0, lengths, 0).astype(t[4].dtype), *t[5:]), a)
+
+    return call
+
+
+# ---- experts ----------------------------------------------------------------------------------------------------------------
+def _last_of_equals(ys, t, a):
+    """Of equal values the last expert instead of the first."""
+    x = t[0].astype(np.float64)
+    n = x.shape[1]
+    return ys[0], (n - 1 - np.argsort(-x[:, ::-1], axis=1, kind="stable")[:, : a["topk"]]).astype(np.int32), ys[2]
+
+
+def _biased_weights(ys, t, a):
+    """Weights taken from the biased scores."""
+    if t[1] is None:
+        return ys
+    bias = t[1].astype(np.float64)[ys[1]]
+    return (ys[0].astype(np.float64) + bias).astype(ys[0].dtype), ys[1]
+
+
+def _all_groups(op, right):
+    """Experts of every group compared."""
+    return lambda t, a: right(t, a | {"topk_group": a["num_groups"]})
+
+
+def _unsorted_blocks(ys, t, a):
+    places = np.array(ys[0])
+    places[: t[0].size] = np.arange(t[0].size)
+    return places, ys[1], ys[2]
+
+
+def _not_padded(ys, t, a):
+    return ys[0], ys[1], np.array([t[0].size], np.int32)
+
+
+def _first_k(y, t, a):
+    return np.ascontiguousarray(t[0][:, :1].sum(axis=1)).astype(y.dtype) if t[0].shape[1] else y
+
+
+def _group_late(t):
+    """Each group begins one row late."""
+    ends = t[2]
+    return [t[0], t[1], np.concatenate((np.minimum(ends[:-1] + 1, ends[1:]), ends[-1:])).astype(ends.dtype)] if len(ends) else t
+
+
+def _up_first(w, t):
+    half = w.shape[1] // 2
+    return np.concatenate((w[:, half:], w[:, :half]), axis=1)
+
+
 ROWS: tuple[Row, ...] = (
     # ---- rotary embeddings
     ("rotary_embedding", "neighbours paired though halves should be, or the reverse", "value", attr(is_neox=lambda v: not v)),
@@ -144,4 +238,33 @@ ROWS: tuple[Row, ...] = (
     ("top_k_top_p_sample", "equal logits cut apart", "value", _sampled(_by_rank)),
     ("top_k_top_p_sample", "one less than k", "value", _sampled(_one_less)),
     ("top_k_top_p_sample", "the seed's high half ignored", "seed", attr(seed=lambda s: s & 0xFFFFFFFF)),
+    # ---- attention over packed sequences and caches
+    ("attention_varlen", "positions counted from the first token", "value", _from_the_start),
+    ("attention_varlen", "tokens of other sequences seen", "value", inputs(_one_sequence)),
+    ("attention_varlen", "softcap ignored", "value", attr(softcap=0.0)),
+    ("attention_varlen", "window one too wide", "value", attr(window_left=lambda n: n + 1 if n >= 0 else n)),
+    ("attention_varlen", "alibi ignored", "value", _with(5, lambda x, t: np.zeros_like(x))),
+    ("paged_attention", "blocks taken as they lie", "value", inputs(_tables_in_order)),
+    ("paged_attention", "heads share keys in turn", "value", inputs(_heads_of_cache_in_turn)),
+    ("paged_attention", "the last block seen whole", "value", _last_block_whole),
+    ("paged_attention", "window one too wide", "value", attr(window=lambda n: n + 1 if n else n)),
+    ("paged_attention", "a block outside is clamped", "bad", _clip(3, lambda t: t[1].shape[0])),
+    ("mla_decode", "blocks taken as they lie", "value", inputs(_tables_in_order)),
+    ("mla_decode", "rotary part left out", "value", _with(1, lambda x, t: np.zeros_like(x))),
+    ("mla_decode", "scale ignored", "value", attr(scale=1.0)),
+    # ---- experts
+    ("topk_softmax", "last of equals", "value", results(_last_of_equals)),
+    ("topk_softmax", "renormalize ignored", "value", attr(renormalize=False)),
+    ("grouped_topk", "bias in the weights", "value", results(_biased_weights)),
+    ("grouped_topk", "groups ignored", "value", _all_groups),
+    ("moe_align_block_size", "places not sorted", "value", results(_unsorted_blocks)),
+    ("moe_align_block_size", "padding not counted", "value", results(_not_padded)),
+    ("moe_align_block_size", "an expert outside is clamped", "bad", no_checks(lambda t, a: [np.clip(t[0], 0, a["num_experts"] - 1)])),
+    ("moe_sum", "first expert only", "value", result(_first_k)),
+    ("moe_sum", "float16 arithmetic", "probe", precise(np.float16)),
+    ("grouped_mm", "groups begin a row late", "value", inputs(_group_late)),
+    ("grouped_mm", "float32 inputs rounded to tf32", "probe", tf32()),
+    ("fused_experts", "up first, gate second", "value", _with(1, _up_first)),
+    ("fused_experts", "weights ignored", "value", _with(3, lambda x, t: np.ones_like(x))),
+    ("fused_experts", "an expert outside is clamped", "bad", _clip(4, lambda t: t[1].shape[0])),
 )
