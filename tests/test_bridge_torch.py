@@ -143,6 +143,7 @@ def test_errors_are_still_errors():
 
 
 X, I = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([3, -4, 7])
+MEMORY = torch.arange(8.0)
 MANY = torch.linspace(-1, 1, 4, dtype=torch.float64).reshape(*[1] * 9, 4)  # more axes than haian takes
 #: Calls whose numbers, axes or results are easily got wrong; what torch answers, an error included, is right.
 EDGES = {
@@ -175,6 +176,10 @@ EDGES = {
     "integer_self": lambda: I.clone().add_(1.5),
     "step": lambda: torch.arange(0, 3, 0),
     "shapes": lambda: torch.cat([torch.ones(2, 3), torch.ones(3, 2)]),
+    "overlapping_out": lambda: torch.add(MEMORY[:4], 1, out=MEMORY[1:5]),
+    "overlapping_self": lambda: MEMORY[1:].add_(MEMORY[:-1]),
+    "overlapping_copy": lambda: MEMORY[1:].copy_(MEMORY[:-1]),
+    "shared_without_overlap": lambda: [m := MEMORY.clone().reshape(4, 2), m[2:].copy_(m[:2]), m[:, 0].add_(m[:, 0]), m[:2].mul_(m[2:])],
     "gather_out": lambda: torch.gather(X, 0, torch.tensor([0]), out=torch.empty(1, dtype=torch.float64)),
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from . import rules
-from .tensors import Make
+from .tensors import Make, apart
 
 __all__ = ["aten_table"]
 
@@ -25,6 +25,7 @@ def _functional(rule: Callable[..., None]) -> Callable[..., Any]:
 
 def _in_place(rule: Callable[..., None]) -> Callable[..., Any]:
     def call(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        apart(self, args)
         make = Make((self,))
         rule(make, self, *args, **kwargs)
         return make.finish()
@@ -34,7 +35,11 @@ def _in_place(rule: Callable[..., None]) -> Callable[..., Any]:
 
 def _out(rule: Callable[..., None], names: tuple[str, ...]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        make = Make(tuple(kwargs.pop(n) for n in names), resize=True)
+        outs = tuple(kwargs.pop(n) for n in names)
+        inputs = [t for a in args for t in (a if isinstance(a, (list, tuple)) else (a,))]
+        for out in outs:
+            apart(out, inputs)
+        make = Make(outs, resize=True)
         rule(make, *args, **kwargs)
         return make.finish()
 

@@ -18,7 +18,7 @@ from ...kernels import api as ops
 from ...kernels.ops import OPS
 from ...kernels.ops.record import Op
 from ..common import Pass
-from .tensors import DTYPES, Make, cast, number, wrap, writable
+from .tensors import DTYPES, Make, apart, cast, number, wrap, writable
 
 __all__ = ["RULES"]
 
@@ -186,6 +186,7 @@ def copy_into(self: torch.Tensor, src: torch.Tensor | complex, non_blocking: boo
         return fill(self, src)
     if self.device.type != "cpu" or src.device.type != "cpu":
         raise Pass("a copy between devices")
+    apart(self, (src,))
     source = src.expand(self.shape) if src.shape != self.shape else src
     if self.dtype is src.dtype:
         ops.copy(wrap(source), out=wrap(writable(self)))

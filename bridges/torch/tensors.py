@@ -4,6 +4,7 @@ Not here: which operator serves which overload (rules.py).
 """
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from ...hal.dtype import BY_NAME, DType
 from ...kernels import api as ops
 from ..common import Pass
 
-__all__ = ["DTYPES", "NUMBER", "Make", "boxed", "cast", "number", "wrap", "writable"]
+__all__ = ["DTYPES", "NUMBER", "Make", "apart", "boxed", "cast", "number", "wrap", "writable"]
 
 NUMBER = (bool, int, float, complex)
 
@@ -84,6 +85,27 @@ def writable(out: torch.Tensor) -> torch.Tensor:
     if any(step == 0 and size > 1 for size, step in zip(out.shape, out.stride())):
         raise Pass("elements of the written tensor share memory")
     return out
+
+
+def _reach(t: torch.Tensor) -> tuple[int, int]:
+    """First byte and the one behind the last."""
+    start = t.data_ptr()
+    return start, start + t.element_size() * (1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride())))
+
+
+def apart(out: torch.Tensor, args: Iterable[Any]) -> None:
+    """Nothing where ``out`` shares no byte with a tensor of ``args``, or lies exactly upon it; aten refuses everything between.
+
+    Raises:
+        Pass: memory that overlaps, or may (columns that alternate).
+    """
+    for a in args:
+        if isinstance(a, torch.Tensor) and a is not out and torch._C._is_alias_of(a, out) and a.numel() and out.numel():
+            if a.data_ptr() == out.data_ptr() and a.shape == out.shape and a.stride() == out.stride():
+                continue
+            (low, high), (first, last) = _reach(a), _reach(out)
+            if low < last and first < high:
+                raise Pass("the written tensor overlaps an input")
 
 
 class Make:
