@@ -203,7 +203,7 @@ def _conventions(op: Op, dt: DType, small: list[Sample], specs: dict, main: bool
     """out=, aliasing, wrong out, repeatability."""
     key = f"{op.name}/{dt.short}"
     sized = [s for s in small if specs[s.name][0].size > 1] or small
-    if not op.views and main:
+    if op.takes_out and main:
         for s in _pick(sized, key + "/out", 2):
             add(dt, s.name, "out")
         empty = [s for s in op.samples if s.name in specs and s.level == "core" and specs[s.name][0].size == 0]
@@ -221,7 +221,7 @@ def _conventions(op: Op, dt: DType, small: list[Sample], specs: dict, main: bool
             add(dt, s.name, "alias")
         for s in _pick([s for s in same if specs[s.name][0].shape], key + "/overlap", 2):
             add(dt, s.name, "alias", "overlap")
-    elif not op.views:
+    elif op.takes_out:
         for s in _pick(sized, key + "/out"):
             add(dt, s.name, "out")
     for s in _pick(sized, key + "/shares", 2) if op.views and main else ():

@@ -82,7 +82,10 @@ def specs_of(inputs: Sequence[Any]) -> tuple:
 def result_specs(op: Op, inputs: Sequence[Any], attrs: dict[str, Any]) -> tuple[Spec, ...]:
     """What the operator promises to return; raises what ``op.infer`` raises."""
     out = op.infer(*specs_of(inputs), **attrs)
-    return out if isinstance(out, tuple) else (out,)
+    out = out if isinstance(out, tuple) else (out,)
+    if op.dynamic is None:
+        return out
+    return tuple(Spec(r.shape, s.dtype) for r, s in zip(reference(op, inputs, attrs), out))  # infer gives the largest
 
 
 def reference(op: Op, inputs: Sequence[Any], attrs: dict[str, Any], wide: bool = True) -> tuple[np.ndarray, ...]:

@@ -167,6 +167,47 @@ def _tiled_heads(t: list[Any]) -> list[Any]:
     return t
 
 
+def _column_major(y: Any, t: list[Any], a: dict[str, Any]) -> Any:
+    """Indices sorted by the last axis first."""
+    at = y[0]
+    return (at[np.lexsort(at.T)] if at.ndim == 2 and at.shape[1] > 1 else at, *y[1:])
+
+
+def _nan_is_zero(t: list[Any]) -> list[Any]:
+    return [np.where(np.isnan(t[0]), t[0].dtype.type(0), t[0]) if t[0].dtype.kind == "f" else t[0], *t[1:]]
+
+
+def _no_fill(y: np.ndarray, t: list[Any], a: dict[str, Any]) -> np.ndarray:
+    """Rows past the last hit repeat it."""
+    y, hits = np.array(y), int((t[0] != 0).sum())
+    if 0 < hits < len(y):
+        y[hits:] = y[hits - 1]
+    return y
+
+
+def _one_nan(y: Any, t: list[Any], a: dict[str, Any]) -> Any:
+    """All NaN are one value."""
+    v = y[0]
+    if v.dtype.kind != "f" or not np.isnan(v).any():
+        return y
+    return (np.concatenate([v[~np.isnan(v)], v[np.isnan(v)][:1]]), *y[1:])
+
+
+def _ordered_as_met(y: Any, t: list[Any], a: dict[str, Any]) -> Any:
+    """Values in the order they come in."""
+    x = t[0].reshape(-1)
+    _, first = np.unique(x.astype(np.float64), return_index=True)
+    return (x[np.sort(first)], *y[1:]) if len(first) == len(y[0]) else y
+
+
+def _to_the_left(t: list[Any]) -> list[Any]:
+    """The mask is lined up with the first axes."""
+    x, mask = t
+    if mask.ndim and x.ndim == mask.ndim and x.shape == mask.shape:
+        mask = np.roll(mask, 1, axis=-1)
+    return [x, mask]
+
+
 ROWS: tuple[Row, ...] = (
     # ---- scans
     ("cumsum", "exclusive", "value", result(_exclusive)),
@@ -220,4 +261,18 @@ ROWS: tuple[Row, ...] = (
     ("gated_delta_rule", "q and k not divided by their length", "value", attr(use_qk_l2norm=lambda s: False)),
     ("gated_delta_rule", "decay not an exponent", "value", inputs(lambda t: [*t[:3], t[3] / 2, *t[4:]])),
     ("gated_delta_rule", "strides ignored", "sliced", contiguous_reads()),
+    # ---- selection
+    ("nonzero_static", "column by column", "value", results(_column_major)),
+    ("nonzero_static", "NaN is zero", "value", inputs(_nan_is_zero)),
+    ("nonzero_static", "no fill value", "value", result(_no_fill)),
+    ("nonzero_static", "strides ignored", "transposed", contiguous_reads()),
+    ("nonzero", "column by column", "value", results(_column_major)),
+    ("nonzero", "NaN is zero", "value", inputs(_nan_is_zero)),
+    ("masked_select", "mask one to the side", "value", inputs(_to_the_left)),
+    ("masked_select", "strides ignored", "transposed", contiguous_reads()),
+    ("unique", "NaN all the same", "value", results(_one_nan)),
+    ("unique", "not sorted", "value", results(_ordered_as_met)),
+    ("unique", "counts start at 0", "value", results(lambda y, t, a: (*y[:2], y[2] - 1))),
+    ("unique_consecutive", "sorted first", "value", inputs(lambda t: [np.sort(t[0].reshape(-1)).reshape(t[0].shape)])),
+    ("unique_consecutive", "NaN all the same", "value", results(_one_nan)),
 )

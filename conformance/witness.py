@@ -451,6 +451,10 @@ def torch_target() -> FunctionTarget:
         "arange": lambda *, start, end, step, dtype: torch.arange(start, end, step, dtype=dtype),
         "full": lambda *, shape, value, dtype: torch.full(shape, value, dtype=torch.float64).to(dtype),
         **{name: getattr(torch, name) for name in ("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "topk", "kthvalue")},
+        **{name: getattr(torch, name) for name in ("nonzero", "masked_select")},
+        "nonzero_static": lambda x, *, size, fill_value: torch.nonzero_static(x, size=size, fill_value=fill_value),
+        "unique": lambda x, **a: aten._unique2(x, *a.values()),
+        "unique_consecutive": lambda x, **a: aten.unique_consecutive(x, *a.values()),
         **{name: functools.partial(getattr(torch, name), stable=True) for name in ("sort", "argsort")},
         "embedding": lambda weight, indices: f.embedding(indices, weight),
         "embedding_dense_backward": lambda dy, indices, *, num_weights, padding_idx: aten.embedding_dense_backward(

@@ -34,7 +34,7 @@ def docstring(record: Op) -> str:
     """Schema, meaning, dtypes and errors of an operator, as ``help`` shows them."""
     errors = sorted({f"{b.error.__name__} ({b.name.replace('_', ' ')})" for b in record.bad})
     lines = [record.schema, "", record.doc, "", f"dtypes: {', '.join(d.name for d in record.dtypes)}"]
-    if not record.views:
+    if record.takes_out:
         lines.append("out: tensor for the result (a tuple for several); any strides; may overlap inputs")
     if errors:
         lines.append(f"raises: {', '.join(errors)}")
@@ -50,8 +50,8 @@ def native_op(record: Op, resolve: Any, resolver: Resolver) -> Any:
                       resolver.infer, docstring(record))
 
 
-class View:
-    """The callable of a view operator: a few microseconds of Python, no kernel, no plan."""
+class Unplanned:
+    """The callable of an operator without kernels and plans of its own: a view, or a result whose shape depends on the data."""
 
     def __init__(self, record: Op) -> None:
         self.record, self.__name__, self.__qualname__, self.__doc__ = record, record.name, record.name, docstring(record)
@@ -61,15 +61,15 @@ class View:
         return look(self.record, args, kwargs)
 
     def __repr__(self) -> str:
-        return f"<view operator {self.record.name}>"
+        return f"<operator {self.record.name}>"
 
     def forget(self) -> None:
         """Nothing was planned."""
 
 
 def _make(record: Op) -> Any:
-    if record.views:
-        return View(record)
+    if not record.takes_out:
+        return Unplanned(record)
     resolver = Resolver(record)
     native = resolver.native = native_op(record, resolver.resolve, resolver)
     native.__signature__ = _signature(record)
@@ -82,7 +82,7 @@ def _signature(record: Op) -> inspect.Signature:
         default = None if p.optional and p.default is inspect.Parameter.empty else p.default
         parameters.append(inspect.Parameter(p.name, inspect.Parameter.KEYWORD_ONLY if p.keyword_only else inspect.Parameter.POSITIONAL_OR_KEYWORD,
                                             default=default))
-    if not record.views:
+    if record.takes_out:
         parameters.append(inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, default=None))
     return inspect.Signature(_ordered(parameters))
 

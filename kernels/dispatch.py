@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -614,6 +614,15 @@ class _Call:
         pairs = (m if isinstance(m[0], int) else (0, m) for m in made)
         return self._as_caller(tuple(with_geometry(tensors[i], g) for i, g in pairs))
 
+    def build(self) -> Any:
+        """The result of an operator whose shape depends on the data, from other operators on the device of its inputs."""
+        record = self.record
+        assert record.dynamic is not None
+        if self.out is not None:
+            raise ArgumentError(f"{record.name}: out came, but how large the result is depends on the data; copy it into out")
+        self._specs()  # refuses what the operator does not take
+        return self._as_caller(record.dynamic(_On(_device_of(self.inputs)), *self.inputs, **self.attrs))
+
     def run(self, resolver: Resolver) -> Any:
         native = resolver.native
         args, kwargs = _arguments(self.record, self.inputs, self.attrs)
@@ -743,9 +752,23 @@ def _may_overlap(a: Any, b: Any) -> bool:
     return alo < bhi and blo < ahi
 
 
+class _On:
+    """The operators; those without tensor inputs make their results on one device."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def __getattr__(self, name: str) -> Any:
+        from . import api
+        from .ops import OPS
+        fn = getattr(api, name)
+        return fn if self._device.is_host or OPS[name].tensors else partial(fn, device=self._device)
+
+
 def look(record: Op, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """Call a view operator: its arguments are converted and checked as those of any operator; nothing is computed."""
-    return _Call(record, args, kwargs).look()
+    """Call an operator that has no plan: its arguments are converted and checked as those of any operator."""
+    call = _Call(record, args, kwargs)
+    return call.look() if record.views else call.build()
 
 
 def explain(op: Any, *args: Any, **kwargs: Any) -> str:
@@ -764,8 +787,9 @@ def explain(op: Any, *args: Any, **kwargs: Any) -> str:
     from ..hal.registry import at
     device = call.device or at(0)
     results = infer_specs(record, call.inputs, call.attrs)
-    if record.views:
-        return f"{name} on {device.name} -> {', '.join(f'{s.dtype} {s.shape}' for s in results)}\n  a view of its input: no kernel"
+    if not record.takes_out:
+        how = "a view of its input: no kernel" if record.views else f"at most; made of other operators: {record.composite}"
+        return f"{name} on {device.name} -> {', '.join(f'{s.dtype} {s.shape}' for s in results)}\n  {how}"
     lines = [f"{name} on {device.name} -> {', '.join(f'{s.dtype} {s.shape}' for s in results)}"]
     specs = [_spec(t) for t in call.inputs]
     taken = False

@@ -21,7 +21,7 @@ def test_every_record_is_a_function_with_a_docstring_and_signature(name):
     fn = getattr(ops, name)
     assert fn.__name__ == name
     assert OPS[name].schema in fn.__doc__ and OPS[name].doc in fn.__doc__
-    assert set(inspect.signature(fn).parameters) == {p.name for p in OPS[name].params} | ({"out"} if not OPS[name].views else set())
+    assert set(inspect.signature(fn).parameters) == {p.name for p in OPS[name].params} | ({"out"} if OPS[name].takes_out else set())
 
 
 def test_unknown_operator_says_where_to_look():

@@ -207,6 +207,8 @@ class Op:
         formula: the pointwise formula (formula.py) C and Triton read; None for other families.
         compose: ``compose(o, *tensors, out, **attrs)`` writes the result into ``out`` (a tuple for several) with the operators of ``o``,
             on any device; with it there is no kernel of its own.  composite: why not.
+        dynamic: ``dynamic(o, *tensors, **attrs)`` returns the results, whose shape depends on the data: no out=; ``infer`` then gives the
+            largest shape there can be.  Stands in the place of ``compose``.
         view: ``view(*Geometry, **attrs) -> Geometry | tuple[Geometry | (input number, Geometry), ...]`` (hal/geometry.py; several: the
             result is a list): the result shares memory with an input: no out=, no kernel.
         by_strides: the view depends on how the input lies in memory.
@@ -230,6 +232,7 @@ class Op:
     golden: tuple = ()
     composite: str = ""
     compose: Callable[..., None] | None = None
+    dynamic: Callable[..., Any] | None = None
     view: Callable[..., Any] | None = None
     by_strides: bool = False
     random: bool = False
@@ -242,12 +245,17 @@ class Op:
         name, params, results = parse_schema(self.schema)
         for key, value in (("name", name), ("params", params), ("results", results)):
             object.__setattr__(self, key, value)
-        if (self.compose is None) == bool(self.composite):
-            raise ValueError(f"{name}: a composite says both what it is made of (compose) and why (composite)")
+        if (self.compose is None and self.dynamic is None) == bool(self.composite):
+            raise ValueError(f"{name}: a composite says both what it is made of (compose, dynamic) and why (composite)")
 
     @property
     def views(self) -> bool:
         return self.view is not None
+
+    @property
+    def takes_out(self) -> bool:
+        """Whether results of known shape can be written into tensors of the caller's."""
+        return self.view is None and self.dynamic is None
 
     @property
     def lists(self) -> bool:

@@ -225,7 +225,7 @@ def logcumsumexp(x: Tensor, *, dim: int, out: Tensor) -> None:
     block_n, block_i = _tile(n, inner, rows)
     with writable(out) as y:
         launch(log_scan_kernel, (capped(device_of(y), programs(rows, block_i)),), contiguous(x), y, *_sizes(n, inner, rows),
-               ACC=_ACC[accumulator(x.dtype).name], BIG=n * rows >= LARGE, BLOCK_N=block_n, BLOCK_I=block_i)
+               num_warps=8, ACC=_ACC[accumulator(x.dtype).name], BIG=n * rows >= LARGE, BLOCK_N=block_n, BLOCK_I=block_i)
 
 
 @by_signature
@@ -262,4 +262,4 @@ def matrix() -> Iterator[tuple[str, Any, tuple, dict[str, Any], int]]:
             {"PRODUCT": True, "TOTALS": False, "STARTED": False, "ACC": tl.float32, **blocks}, 4
         yield f"cummax *fp32 {where}", extreme_scan_kernel, (("*fp32", True), ("*fp32", True), ("*i64", True), *size), \
             {"SMALLEST": False, "LOWEST": float("-inf"), "ACC": tl.float32, **blocks}, 4
-        yield f"logcumsumexp *fp32 {where}", log_scan_kernel, (("*fp32", True), ("*fp32", True), *size), {"ACC": tl.float32, **blocks}, 4
+        yield f"logcumsumexp *fp32 {where}", log_scan_kernel, (("*fp32", True), ("*fp32", True), *size), {"ACC": tl.float32, **blocks}, 8

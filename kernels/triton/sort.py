@@ -20,7 +20,7 @@ from .rows import contiguous, cut, device_of, writable
 __all__ = ["KERNELS", "WHEN", "matrix", "sort_lines"]
 
 BLOCK = 512  # elements a program sorts: 256 K comparisons
-CHUNK = 32  # of them compared with all at once: 32 registers of keys a thread at 8 warps
+CHUNK = 8  # of them compared with all at once: 16 comparisons a thread; 32 of them spill
 LARGE = 2**30  # half of int32: room for a block past the end
 
 
