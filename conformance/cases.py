@@ -72,6 +72,12 @@ def _infer(op: Op, sample: Sample, dt: DType) -> tuple[Spec, ...] | None:
     return out if isinstance(out, tuple) else (out,)
 
 
+def _foreign(sample: Sample, preferred: DType) -> bool:
+    """Whether a sample names a dtype that a chip need not have: float64, 8-bit floats, unsigned integers of more than 8 bits."""
+    named = {x.dtype for x in _flat(sample.inputs)} | {v.name for v in sample.attrs.values() if isinstance(v, DType)}
+    return bool({n for n in named if n and n != preferred.name and n.startswith(("float64", "float8", "uint16", "uint32", "uint64"))})
+
+
 def _flat(inputs: Iterable[Any]) -> list[Any]:
     return [x for i in inputs if i is not None for x in (i if isinstance(i, tuple) else (i,))]
 
@@ -99,13 +105,15 @@ def _varied(op: Op, dt: DType, samples: list[Sample], count: int) -> list[Sample
 def _of(op: Op) -> list[Case]:
     found: dict[str, Case] = {}
     preferred = op.dtypes[0]
+    foreign = {s.name for s in op.samples if _foreign(s, preferred)}
 
     def add(dt: DType, sample: str, kind: str, variant: str = "", level: str = "core") -> None:
         if kind in ("bad", "probe"):
             name = f"{op.name}/{dt.short}/{kind}/{sample}"
         else:
             name = f"{op.name}/{dt.short}/{sample}" + (f"/{variant or kind}" if kind != "value" or variant else "")
-        found.setdefault(name, Case(name, op.name, dt.name, sample, kind, variant, level, dt is preferred))
+        needed = dt is preferred and sample not in foreign
+        found.setdefault(name, Case(name, op.name, dt.name, sample, kind, variant, level, needed))
 
     for i, dt in enumerate(op.dtypes):
         specs = {s.name: r for s in op.samples if (r := _infer(op, s, dt)) is not None}
@@ -116,10 +124,11 @@ def _of(op: Op) -> list[Case]:
                 for s in valid
                 if (any(x.dtype in (None, "acc") for x in _flat(s.inputs)) if op.tensors else "dtype" not in s.attrs)
             ]
-        core = [s for s in valid if s.level == "core"]
+        once = [s for s in valid if s.level == "core" and s.cover == "once"]
+        core = [s for s in valid if s.level == "core" and s.cover != "once"]
         small = [s for s in core if 0 < _size(s, dt) <= LARGE] or core
         main = dt is preferred
-        for s in core if main else _varied(op, dt, core, 3):
+        for s in core + once if main else _varied(op, dt, core, 3) + [s for s in core if s.cover == "each"]:
             add(dt, s.name, "value")
         for s in valid:
             if s.level != "core" and (main or (dt.name == "bfloat16" and s.level != "full")):
@@ -142,6 +151,10 @@ def _layouts(op: Op, dt: DType, i: int, small: list[Sample], main: bool, add: An
         ]
         for s in _pick(fit, f"{op.name}/{dt.short}/{layout}", 2 if main else 1):
             add(dt, s.name, "value", layout)
+    if main or dt.name == "bfloat16":  # each input in a layout of its own
+        fit = [s for s in small if sum(memory.fits(tuple(x.shape), "offset") for x in _flat(s.inputs)) > 1 and _size(s, dt) > 3]
+        for s in _pick(fit, f"{op.name}/{dt.short}/mixed", 2 if main else 1):
+            add(dt, s.name, "value", "mixed")
 
 
 def _values(op: Op, dt: DType, small: list[Sample], specs: dict, main: bool, add: Any) -> None:
@@ -209,18 +222,26 @@ def _conventions(op: Op, dt: DType, small: list[Sample], specs: dict, main: bool
         empty = [s for s in op.samples if s.name in specs and s.level == "core" and specs[s.name][0].size == 0]
         for s in empty[:1]:
             add(dt, s.name, "out")
-        for variant in ("sliced", "transposed"):
+        for variant in ("sliced", "transposed", "negative"):
             fit = [s for s in sized if memory.fits(specs[s.name][0].shape, variant)]
             for s in _pick(fit, key + "/out" + variant):
                 add(dt, s.name, "out", f"out_{variant}")
+        several = [s for s in sized if sum(memory.fits(r.shape, "offset") for r in specs[s.name]) > 1]
+        for s in _pick(several, key + "/outmixed"):
+            add(dt, s.name, "out", "out_mixed")
         for s in _pick(sized, key + "/wrong"):
             add(dt, s.name, "wrong_out", "out_shape")
             add(dt, s.name, "wrong_out", "out_dtype")
+        for s in _pick([s for s in sized if any(n > 1 for n in specs[s.name][0].shape)], key + "/expanded"):
+            add(dt, s.name, "wrong_out", "out_expanded")
         same = [s for s in sized if _like_an_input(s, dt, specs[s.name]) is not None]
         for s in _pick(same, key + "/alias", 2):
             add(dt, s.name, "alias")
-        for s in _pick([s for s in same if specs[s.name][0].shape], key + "/overlap", 2):
+        lying = [s for s in same if specs[s.name][0].shape]
+        for s in _pick(lying, key + "/overlap", 2):
             add(dt, s.name, "alias", "overlap")
+        for s in _pick([s for s in lying if specs[s.name][0].size > 2], key + "/reversed"):
+            add(dt, s.name, "alias", "overlap_reversed")
     elif op.takes_out:
         for s in _pick(sized, key + "/out"):
             add(dt, s.name, "out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class Outcome:
     fallbacks: int = 0
 
     def line(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))
 
 
 class Refused(Exception):
@@ -78,7 +78,7 @@ def run_case(case: Case, target: Target, seed: int = 0, factor: float = 1.0) -> 
     if fell and result.result == "pass":
         said = ", ".join(f"{name} in {n} calls" for name, n in fell.items())
         result = Outcome(case.id, "not-offered", f"fell back to the host: {said}", result.worst, result.metric)
-    return Outcome(**{**asdict(result), "ns": elapsed, "fallbacks": sum(fell.values())})
+    return replace(result, ns=elapsed, fallbacks=sum(fell.values()))
 
 
 @dataclass
@@ -105,9 +105,18 @@ class Run:
     def placed(self, arrays: tuple, layout: str = "contiguous") -> tuple:
         return _each(lambda x: memory.place(np.asarray(x), layout), arrays)
 
-    def outputs(self, inputs: tuple, layout: str = "contiguous") -> tuple[memory.Placed, ...]:
-        specs = result_specs(self.op, _views(inputs), self.attrs)
-        return tuple(memory.place(np.empty(s.shape, s.dtype.numpy), layout, fill=True) for s in specs)
+    def outputs(
+        self, inputs: tuple, layout: str = "contiguous", expected: tuple[np.ndarray, ...] | None = None
+    ) -> tuple[memory.Placed, ...]:
+        """Memory for the results; with ``expected`` it holds what would not pass for them."""
+        specs, found = result_specs(self.op, _views(inputs), self.attrs), []
+        for i, s in enumerate(specs):
+            one = memory.mixed(self.case.id, i) if layout == "mixed" else layout
+            found.append(memory.place(np.empty(s.shape, s.dtype.numpy), "sliced" if one == "stride0" else one, fill=True))
+            if expected is not None and expected[i].shape == s.shape:
+                found[i].view[...] = memory.unlike(expected[i], s.dtype.numpy)
+                found[i].freeze()
+        return tuple(found)
 
     # ---- running and judging ---------------------------------------------------------------------------------------------
     def call(
@@ -153,8 +162,37 @@ def _value(run: Run) -> Verdict:
         arrays = tuple(
             _scaled(x, i, SCALES[run.case.variant](run.op.budget)) for x, i in zip(arrays, run.sample.inputs)
         )
+    if run.case.variant == "mixed":
+        return _mixed(run, arrays)
     inputs = run.placed(arrays, run.case.variant if run.case.variant in memory.LAYOUTS else "contiguous")
+    if run.sample.cover == "once" and run.target.set_threads(3):
+        return _alone(run, inputs)
     return _compare(run, inputs, constant=run.case.variant == "stride0")
+
+
+def _mixed(run: Run, arrays: tuple) -> Verdict:
+    """Every input in another layout."""
+    number = iter(range(10**6))
+
+    def lay(x: Any) -> memory.Placed:
+        x, layout = np.asarray(x), memory.mixed(run.case.id, next(number))
+        # places and ends that belong together would not after the first of them is repeated
+        return memory.place(x, layout if layout != "stride0" or to_dtype(x.dtype).is_floating else "sliced")
+
+    inputs = _each(lay, arrays)
+    return _compare(run, inputs, constant=any(0 in p.strides for p in _flat(inputs)))
+
+
+def _alone(run: Run, inputs: tuple) -> Verdict:
+    """A value on three threads (set by the caller) and on one: the same bits."""
+    try:
+        first = run.call(inputs)
+        run.target.set_threads(1)
+        _same_bits(run.call(inputs), first, "3 threads gave other bits than 1")
+    finally:
+        run.target.set_threads(0)
+    run.unchanged(inputs)
+    return run.accept(_views(inputs), first)
 
 
 def _scaled(x: Any, i: In | tuple | None, factor: float) -> Any:
@@ -238,24 +276,27 @@ def _spec(x: np.ndarray):
 
 def _out(run: Run) -> Verdict:
     inputs = run.placed(run.draws())
-    outs = run.outputs(inputs, run.case.variant.removeprefix("out_") or "contiguous")
     arrays = _views(inputs)
+    expected = reference(run.op, arrays, run.attrs)
+    outs = run.outputs(inputs, run.case.variant.removeprefix("out_") or "contiguous", expected)
     got = run.call(inputs, outs)
     run.unchanged(inputs)
     run.guarded(outs)
-    return run.accept(arrays, got)
+    return run.accept(arrays, got, expected=expected)
 
 
 def _alias(run: Run) -> Verdict:
-    """out is an input, or lies one element beside it: the right result or AliasError with nothing written."""
+    """out is an input, or lies one element beside it, or so and backwards: the right result or AliasError with nothing written."""
     arrays = run.draws()
     spec = result_specs(run.op, arrays, run.attrs)[0]
     at = next(i for i, x in enumerate(arrays) if isinstance(x, np.ndarray) and _spec(x) == spec)
     inputs = list(run.placed(tuple(np.array(x, order="C") if isinstance(x, np.ndarray) else x for x in arrays)))
     shared = inputs[at]
-    out = memory.Placed(
-        shared.base, shared.shape, shared.strides, shared.offset + (run.case.variant == "overlap"), shared.fresh
-    )
+    strides, offset = shared.strides, shared.offset + bool(run.case.variant)
+    if run.case.variant == "overlap_reversed":  # begins behind the input's end and reaches back into it
+        offset += sum((n - 1) * s for n, s in zip(shared.shape, strides))
+        strides = tuple(-s for s in strides)
+    out = memory.Placed(shared.base, shared.shape, strides, offset, shared.fresh)
     before = _views(tuple(inputs))
     try:
         got = run.call(tuple(inputs), (out if run.case.variant else shared,))
@@ -273,12 +314,15 @@ def _wrong_out(run: Run) -> Verdict:
     good = run.outputs(inputs)
     first = good[0]
     error: type[HaianError]
+    layout = "contiguous"
     if run.case.variant == "out_shape":
         wrong, error = np.empty((*first.shape, 2), first.base.dtype), ShapeError
+    elif run.case.variant == "out_expanded":  # two results in one place
+        wrong, error, layout = np.empty(first.shape, first.base.dtype), AliasError, "stride0"
     else:
         other = "float64" if to_dtype(first.base.dtype).name != "float64" else "int32"
         wrong, error = np.empty(first.shape, BY_NAME[other].numpy), DTypeError
-    outs = (memory.place(wrong, fill=True), *good[1:])
+    outs = (memory.place(wrong, layout, fill=True), *good[1:])
     _refusal(run, lambda: run.call(inputs, outs), error, ())
     for p in outs:
         if not p.untouched():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -15,11 +16,12 @@ import numpy as np
 from ..hal.dtype import DType
 from ..hal.dtype import dtype as to_dtype
 
-__all__ = ["GUARD", "LAYOUTS", "Placed", "fits", "generator", "integers", "place", "specials", "sprinkle"]
+__all__ = ["GUARD", "LAYOUTS", "Placed", "fits", "generator", "integers", "mixed", "place", "specials", "sprinkle", "unlike"]
 
 GUARD = 64  # elements before and after every buffer; a vector store of 64 bytes past the end lands inside
 FILL = 0xA5  # byte of outputs before the call
 LAYOUTS = ("transposed", "sliced", "stride0", "negative", "offset")
+_MIXED = ("contiguous", "sliced", "transposed", "negative", "stride0")  # neighbours differ, of vectors too
 
 
 def generator(case_id: str, seed: int) -> np.random.Generator:
@@ -40,6 +42,9 @@ def specials(dt: DType, kinds: str = "all") -> np.ndarray:
 
     kinds: all; moderate (without the largest numbers: two of them meet an infinity in composite formulas, where right
     implementations differ); infinite; nan.  Integers: their limits and neighbours.
+
+    all and nan have two more NaNs: every bit set, and the sign with the lowest bit.  Rounded as numbers are, their bits carry
+    over into 0 and -infinity.
     """
     if not dt.is_floating:
         info = np.iinfo(dt.numpy)
@@ -69,7 +74,12 @@ def specials(dt: DType, kinds: str = "all") -> np.ndarray:
         "infinite": (np.nan, np.inf, -np.inf, -0.0, limits["sub"]),
         "nan": (np.nan,),
     }[kinds]
-    return np.array(values).astype(dt.numpy)
+    found = np.array(values).astype(dt.numpy)
+    if kinds not in ("all", "nan"):
+        return found
+    bits, quiet = np.dtype(f"u{dt.itemsize}"), np.array(np.nan).astype(dt.numpy)
+    least = quiet.view(bits) | bits.type(1) | bits.type(1 << 8 * dt.itemsize - 1)
+    return np.concatenate([found, np.array([~bits.type(0) >> 1, least], bits).view(dt.numpy)])
 
 
 def sprinkle(arrays: list[np.ndarray], rng, kinds: str = "all") -> list[np.ndarray]:
@@ -119,7 +129,27 @@ def integers(shape: tuple[int, ...], dt: DType, n: int, rng, axis: int | None = 
     return np.where(place_ % 2 == turn, big, small).astype(dt.numpy)
 
 
+def unlike(expected: np.ndarray, dt: np.dtype) -> np.ndarray:
+    """What an output holds before the call: no element would pass for the expected one.
+
+    NaN where a number is expected (bytes 0xA5 are close to 0 in float32), a number where NaN is; integers differ.
+    bools hold 0xA5, which compare.py refuses in a result.
+    """
+    start = np.full((*expected.shape, dt.itemsize), FILL, np.uint8).view(dt).reshape(expected.shape)
+    if to_dtype(dt).is_floating:
+        return np.where(np.isnan(expected.astype(np.float64)), start, dt.type(np.nan))
+    if dt.kind == "b":
+        return start
+    with np.errstate(all="ignore"):
+        return np.where(expected.astype(dt) == start, ~start, start)
+
+
 # ---- memory -----------------------------------------------------------------------------------------------------------
+def mixed(case_id: str, position: int) -> str:
+    """The layout of one of several tensors in a case of kind mixed."""
+    return _MIXED[(int(hashlib.blake2b(case_id.encode(), digest_size=2).hexdigest(), 16) + position) % len(_MIXED)]
+
+
 @dataclass
 class Placed:
     """One tensor in memory: a flat buffer with guards, and the view the operator sees.
@@ -135,8 +165,9 @@ class Placed:
 
     @property
     def view(self) -> np.ndarray:
-        bytes_ = tuple(s * self.base.itemsize for s in self.strides)
-        return np.lib.stride_tricks.as_strided(self.base[self.offset :], self.shape, bytes_)
+        item = self.base.itemsize  # not as_strided: it asks NumPy for the type "<f1" of float8_e5m2
+        raw: Any = self.base.view(np.uint8)  # nor does the buffer protocol know bfloat16
+        return np.ndarray(self.shape, self.base.dtype, raw, self.offset * item, tuple(s * item for s in self.strides))
 
     def freeze(self) -> Placed:
         self.fresh = self.base.tobytes()

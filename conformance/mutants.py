@@ -28,7 +28,7 @@ __all__ = ["MUTANTS", "Killed", "Mutant", "judge_mutant", "main", "run"]
 
 @dataclass(frozen=True)
 class Mutant:
-    """op: the operator; wrong: the mistake; check: kind of case meant to refuse it; make: maker of mutate.py."""
+    """op: the operator; wrong: the mistake; check: kind of case, or sample, meant to refuse it; make: maker of mutate.py."""
 
     op: str
     wrong: str
@@ -69,8 +69,8 @@ def judge_mutant(mutant: Mutant, seed: int = 0) -> Killed:
             made.target = target
         target.table[mutant.op] = made
     own = cases("core", (mutant.op,))
-    meant = [c for c in own if _kind(c) == mutant.check]
-    for chosen, is_meant in ((meant, True), ([c for c in own if _kind(c) != mutant.check], False)):
+    meant = [c for c in own if mutant.check in (_kind(c), c.sample)]
+    for chosen, is_meant in ((meant, True), ([c for c in own if c not in meant], False)):
         for line in run_in_process(target, seed=seed, chosen=chosen, stop_at_failure=True):
             if line["result"] in BAD:
                 return Killed(mutant, line["id"], is_meant, line["message"])

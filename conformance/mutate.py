@@ -36,9 +36,11 @@ __all__ = [
     "only_first",
     "past_end",
     "precise",
+    "raw",
     "reads_back",
     "result",
     "results",
+    "strides_of",
     "swap",
     "tf32",
     "threads_order",
@@ -213,13 +215,39 @@ def _as_if_contiguous(x: np.ndarray, when: Callable | None) -> np.ndarray:
     """What a kernel reads that takes the first element's address and ignores strides; inside the buffer at all times."""
     if x.flags.c_contiguous or not x.size or (when is not None and not when(x)):
         return x
+    return _read(x, np.arange(x.size * x.itemsize))
+
+
+def _read(x: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """x made of the bytes at these distances from its first element, wrapped around inside its buffer."""
     root: Any = x  # at the bottom may lie any object with a buffer
     while isinstance(getattr(root, "base", None), np.ndarray) or (root.base is not None and hasattr(root.base, "base")):
         root = root.base
     flat = np.frombuffer(root, np.uint8) if not isinstance(root, np.ndarray) else root.reshape(-1).view(np.uint8)
     start = x.ctypes.data - flat.ctypes.data
-    at = (start + np.arange(x.size * x.itemsize)) % flat.size
-    return flat[at].view(x.dtype).reshape(x.shape)
+    return flat[(start + offsets) % flat.size].view(x.dtype).reshape(x.shape)
+
+
+def strides_of(i: int, j: int) -> Maker:
+    """Input i is read with the strides of input j, over the axes that both have."""
+
+    def fn(t: list) -> list:
+        x, other = t[i], t[j]
+        if x is None or other is None or not x.size:
+            return t
+        strides = list(x.strides)
+        for k in range(1, min(x.ndim, other.ndim) + 1):
+            if x.shape[-k] == other.shape[-k]:
+                strides[-k] = other.strides[-k] // other.itemsize * x.itemsize
+        if tuple(strides) == x.strides:
+            return t
+        at = np.zeros(1, np.int64)
+        for n, s in zip(x.shape, strides):
+            at = (at[:, None] + np.arange(n) * s).reshape(-1)
+        at = at[:, None] + np.arange(x.itemsize)
+        return [_read(y, at.reshape(-1)) if k == i else y for k, y in enumerate(t)]
+
+    return inputs(fn)
 
 
 def contiguous_reads(when: Callable | None = None) -> Maker:
@@ -227,7 +255,8 @@ def contiguous_reads(when: Callable | None = None) -> Maker:
     return inputs(lambda t: _each(lambda x: _as_if_contiguous(x, when), t))
 
 
-def _raw(fn: Callable) -> Function:
+def raw(fn: Callable) -> Function:
+    """A function that takes ``outs`` too, unchecked, and writes them itself."""
     fn.raw = True  # type: ignore[attr-defined]
     return fn
 
@@ -258,7 +287,7 @@ def past_end(nbytes: int) -> Maker:
                 past[...] = 0  # lands in the guard behind
             return _stored(y, outs)
 
-        return _raw(call)
+        return raw(call)
 
     return make
 
@@ -276,7 +305,7 @@ def element_by_element() -> Maker:
                 outs[0][i] = right([np.broadcast_to(x, outs[0].shape)[i] for x in t], a)[0]
             return outs
 
-        return _raw(call)
+        return raw(call)
 
     return make
 
@@ -313,7 +342,7 @@ def reads_back() -> Maker:
             np.lib.stride_tricks.as_strided(outs[0], outs[0].shape, strides[::-1])[...] = y[0]
             return outs
 
-        return _raw(call)
+        return raw(call)
 
     return make
 
@@ -326,7 +355,7 @@ def ignores_out() -> Maker:
             _checked(op, t, a)
             return right(t, a)
 
-        return _raw(call)
+        return raw(call)
 
     return make
 
@@ -361,7 +390,7 @@ def no_checks(
                 y = tuple(after_all(y, t, a))
             return _stored(y, outs)
 
-        return _raw(call)
+        return raw(call)
 
     return make
 

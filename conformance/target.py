@@ -157,6 +157,8 @@ class FunctionTarget(Target):
                     raise ShapeError(f"{op.name}: out has shape {y.shape}, needs {s.shape}")
                 if to_dtype(y.dtype) is not s.dtype:
                     raise DTypeError(f"{op.name}: out has dtype {y.dtype}, needs {s.dtype}")
+                if y.size and any(n > 1 and not step for n, step in zip(y.shape, y.strides)):
+                    raise AliasError(f"{op.name}: out repeats elements (strides {y.strides}); give each its own memory")
                 for x in (
                     t for group in tensors if group is not None for t in (group if isinstance(group, list) else [group])
                 ):

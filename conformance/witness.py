@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from ..hal.dtype import BY_NAME, DType
 from ..hal.dtype import dtype as to_dtype
 from ..hal.errors import Unsupported
 from ..kernels.ops import OPS
 from ..kernels.ops.record import Op
-from .compare import reference, result_specs
+from .compare import reference, result_specs, rounded
 from .target import FunctionTarget
 
 __all__ = ["in_precision", "numpy_target", "torch_target"]
@@ -45,9 +46,14 @@ def in_precision(op: Op, compute: Callable[[np.dtype], Any] | None = None) -> Ca
         plain = tuple(tuple(t) if isinstance(t, list) else t for t in tensors)
         with np.errstate(all="ignore"):
             results = reference(op, inputs, attrs, wide=False)
-            return tuple(y.astype(s.dtype.numpy) for y, s in zip(results, result_specs(op, plain, attrs)))
+            return tuple(_stored(y, s.dtype) for y, s in zip(results, result_specs(op, plain, attrs)))
 
     return call
+
+
+def _stored(y: np.ndarray, dt: DType) -> np.ndarray:
+    """Rounded once: ml_dtypes goes from float64 through float32."""
+    return (rounded(y, dt) if y.dtype == np.float64 and dt.is_floating else y).astype(dt.numpy)
 
 
 def numpy_target() -> FunctionTarget:
@@ -135,6 +141,21 @@ def torch_target() -> FunctionTarget:
         return aten.native_layer_norm_backward(
             dy, x, tuple(normalized_shape), mean, rstd, weight, torch.zeros_like(weight), [True] * 3
         )
+
+    def narrow(x: np.ndarray, dt: Any) -> np.ndarray:
+        """float64 rounded once; torch goes through float32, integers of 32 bits and more too."""
+        name = str(dt).removeprefix("torch.")
+        return np.asarray(x, np.float64) if name in ("float32", "float64") else rounded(x, BY_NAME[name]).astype(np.float64)
+
+    def cast(x, *, dtype):
+        if dtype.is_floating_point and dtype.itemsize < 4 and x.dtype in (torch.float64, torch.int32, torch.int64):
+            wide = reference(OPS["cast"], (x.numpy(),), {"dtype": BY_NAME["float16"]})[0]
+            return torch.from_numpy(np.ascontiguousarray(narrow(wide, dtype))).to(dtype)
+        if x.is_floating_point() and dtype in (torch.uint8, torch.uint32, torch.uint64):
+            raise Unsupported("torch leaves open what floats outside an unsigned integer's range become")
+        if dtype == torch.float8_e4m3fn and bool((x.abs() > 448).any()):
+            raise Unsupported("torch keeps float8_e4m3fn's largest number where this standard has NaN")
+        return x.to(dtype)
 
     def masked_fill(x, mask, *, value):
         x, mask = torch.broadcast_tensors(x, mask)
@@ -364,7 +385,7 @@ def torch_target() -> FunctionTarget:
         "leaky_relu_backward": lambda dy, x, *, negative_slope, self_is_result: aten.leaky_relu_backward(dy, x, negative_slope, False),
         "hardtanh": lambda x, *, min_val, max_val: f.hardtanh(x, number(min_val, x), number(max_val, x)),
         "softplus_backward": lambda dy, x, *, beta, threshold: aten.softplus_backward(dy, x, beta, threshold),
-        "cast": lambda x, *, dtype: x.to(dtype),
+        "cast": cast,
         "gelu_backward": lambda dy, x, *, approximate: aten.gelu_backward(
             *(t.contiguous() for t in torch.broadcast_tensors(dy, x)), approximate=approximate
         ),
@@ -442,14 +463,19 @@ def torch_target() -> FunctionTarget:
         "addmm": lambda i, a, b, *, beta, alpha: torch.addmm(i, a, b, beta=beta, alpha=alpha),
         "baddbmm": lambda i, a, b, *, beta, alpha: torch.baddbmm(i, a, b, beta=beta, alpha=alpha),
         "scaled_dot_product_attention": lambda q, k, v, mask, *, dropout_p, is_causal, scale, enable_gqa: (
-            f.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+            # some of its ways refuse strided tensors with a mask that is causal too
+            f.scaled_dot_product_attention(
+                *(t.contiguous() for t in (q, k, v)), mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
         ),
         "copy": torch.clone,
         "cat": lambda tensors, *, dim: torch.cat(tensors, dim),
         "tril": lambda x, *, diagonal: torch.tril(x, diagonal),
         "triu": lambda x, *, diagonal: torch.triu(x, diagonal),
         "arange": lambda *, start, end, step, dtype: torch.arange(start, end, step, dtype=dtype),
-        "full": lambda *, shape, value, dtype: torch.full(shape, value, dtype=torch.float64).to(dtype),
+        "full": lambda *, shape, value, dtype: torch.full(
+            shape, float(narrow(np.asarray(value), dtype)) if dtype.is_floating_point else value, dtype=torch.float64
+        ).to(dtype),
         **{name: getattr(torch, name) for name in ("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "topk", "kthvalue")},
         **{name: getattr(torch, name) for name in ("nonzero", "masked_select")},
         "nonzero_static": lambda x, *, size, fill_value: torch.nonzero_static(x, size=size, fill_value=fill_value),
@@ -570,15 +596,18 @@ def _over_torch(torch: Any, op: Op, fn: Callable) -> Callable:
         return getattr(torch, to_dtype(d).name)
 
     def to(x: np.ndarray) -> Any:
-        kept = x.flags.writeable and min(x.strides, default=0) >= 0 and x.dtype.name != "bfloat16"  # what torch can share
+        foreign = x.dtype.kind == "V" or to_dtype(x.dtype).name.startswith("float8")  # types of ml_dtypes go as bits
+        kept = x.flags.writeable and min(x.strides, default=0) >= 0 and not foreign  # what torch can share
         plain = x if kept else np.array(x, order="C")
-        if plain.dtype.name == "bfloat16":
-            return torch.from_numpy(plain.view(np.int16)).view(torch.bfloat16)
+        if foreign:
+            return torch.from_numpy(plain.view(f"i{x.itemsize}")).view(kind(to_dtype(x.dtype)))
         return torch.from_numpy(plain)
 
     def back(t: Any, d: Any) -> np.ndarray:
         t = t.detach().contiguous()
-        x = t.view(torch.int16).numpy().view(to_dtype("bfloat16").numpy) if t.dtype == torch.bfloat16 else t.numpy()
+        name = str(t.dtype).removeprefix("torch.")
+        bits = {"bfloat16": torch.int16, "float8_e4m3fn": torch.int8, "float8_e5m2": torch.int8}.get(name)
+        x = t.numpy() if bits is None else t.view(bits).numpy().view(to_dtype(name).numpy)
         return x if to_dtype(x.dtype) is d else x.astype(d.numpy)
 
     def call(tensors: tuple, attrs: dict[str, Any]) -> tuple:

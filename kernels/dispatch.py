@@ -25,6 +25,7 @@ import numpy as np
 from .. import _native
 from ..hal.dtype import BY_NAME, DType, dtype
 from ..hal.errors import (
+    AliasError,
     ArgumentError,
     DTypeError,
     HaianError,
@@ -651,6 +652,8 @@ class _Call:
             if out.shape != spec.shape or out.dtype is not spec.dtype:
                 kind = ShapeError if out.dtype is spec.dtype else DTypeError
                 raise kind(f"{self.record.name}: out{f' {i}' if i else ''} is {out.dtype} {out.shape}; needs {spec.dtype} {spec.shape}")
+            if out.numel and any(n > 1 and not step for n, step in zip(out.shape, out.strides)):
+                raise AliasError(f"{self.record.name}: out has strides {out.strides} that let elements share memory; give it its own")
 
     def _into_outs(self, native: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """An output that overlaps an input is computed apart, then copied, so that no input is read after it changed."""

@@ -167,3 +167,49 @@ def test_a_level_is_granted_by_its_lines_only():
     assert granted(lines(a="pass", b="pass"), expected)[0] == "core"
     for bad in ("fail", "crash", "timeout", "xpass", "xfail"):
         assert granted(lines(a="pass", b=bad, c="pass"), expected)[0] == ""
+
+
+def test_samples_just_past_a_size_run_once():
+    for op in OPS.values():
+        for s in (s for s in op.samples if s.cover):
+            assert s.cover in ("once", "each") and s.level == "core", (op.name, s.name)
+            mine = [c for c in CORE if c.op == op.name and c.sample == s.name]
+            if s.cover == "once":
+                assert [(c.kind, c.variant, c.dtype) for c in mine] == [("value", "", op.dtypes[0].name)], (op.name, s.name)
+            else:
+                assert {c.dtype for c in mine if c.kind == "value" and not c.variant} == {d.name for d in op.dtypes}, (op.name, s.name)
+
+
+def test_what_a_chip_need_not_have_is_not_needed_for_a_level():
+    needed = {c.id: c.preferred for c in CORE if c.op == "cast"}
+    assert needed["cast/f32/past_tile_to_bfloat16"] and not needed["cast/f32/past_tile_to_float64"]
+    assert not needed["cast/f32/codes_e5m2_to_float32"] and not needed["cast/f32/twice_to_bfloat16"]
+
+
+def test_outputs_begin_unlike_what_is_expected():
+    for dt in ("float32", "bfloat16", "float64", "int8", "int64", "uint8", "bool"):
+        kind = BY_NAME[dt].numpy
+        for expected in (np.array([0.0, 1.0, np.nan]), np.frombuffer(bytes([memory.FILL] * 24), kind).astype(np.float64)):
+            if not BY_NAME[dt].is_floating:
+                expected = np.nan_to_num(expected).astype(kind)
+            start = memory.unlike(expected, kind)
+            assert start.dtype == kind and start.shape == expected.shape
+            if dt == "bool":
+                assert (start.view(np.uint8) > 1).all()
+            elif BY_NAME[dt].is_floating:
+                assert (np.isnan(start.astype(np.float64)) != np.isnan(expected)).all()
+            else:
+                assert (start != expected).all()
+
+
+def test_mixed_layouts_differ_from_one_input_to_the_next():
+    for case_id in ("a", "b", "softmax_backward/f32/prime/mixed"):
+        found = [memory.place(np.arange(7.0), memory.mixed(case_id, i)).strides for i in range(6)]
+        assert all(a != b for a, b in zip(found, found[1:])), found
+
+
+def test_hostile_nans_stay_nan_and_differ():
+    for name in ("float32", "float16", "bfloat16", "float64"):
+        values = memory.specials(BY_NAME[name])
+        bits = values[np.isnan(values.astype(np.float64))].view(f"u{values.itemsize}")
+        assert len(set(bits.tolist())) == 3 and (bits == (1 << 8 * values.itemsize - 1) - 1).any()

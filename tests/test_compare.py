@@ -309,3 +309,27 @@ def test_a_declared_tolerance_widens_every_budget():
     for _ in range(6):
         y = np.nextafter(y, f32(np.inf))
     assert not judge(OPS["exp"], (x,), {}, y).ok and judge(OPS["exp"], (x,), {}, y, factor=2.0).ok
+
+
+def test_conversions_are_judged_to_the_tie():
+    from haian.conformance.compare import rounded
+    from haian.hal.dtype import BY_NAME
+
+    op = OPS["cast"]
+    for name, x, right in (("bfloat16", 1 + 2.0**-8, 1.0), ("bfloat16", 1 + 3 * 2.0**-8, 1 + 2.0**-6), ("float16", 1 + 2.0**-11 + 2.0**-40, 1 + 2.0**-10),
+                           ("float8_e4m3fn", 464.0, 448.0), ("float8_e5m2", 61440.0, np.inf), ("float16", 65519.9, 65504.0),
+                           ("float16", 2.0**-25, 0.0), ("float16", -0.0, -0.0)):
+        dt = BY_NAME[name]
+        assert rounded(np.array([x]), dt).astype(np.float64)[0] == right
+        attrs, given = {"dtype": dt}, (np.array([x]),)
+        assert judge(op, given, attrs, np.array([right]).astype(dt.numpy)).ok
+        step = 1 if right >= 0 and np.isfinite(right) else -1
+        other = (np.array([right]).astype(dt.numpy).view(f"u{dt.itemsize}") + np.array(step).astype(f"u{dt.itemsize}")).view(dt.numpy)
+        assert not judge(op, given, attrs, other).ok
+    assert np.isnan(rounded(np.array([464.1]), BY_NAME["float8_e4m3fn"]).astype(np.float64)[0])
+
+
+def test_a_bool_that_is_neither_0_nor_1_was_not_written():
+    x = np.array([1.0, 2.0], np.float32)
+    verdict = judge(OPS["eq"], (x, x), {}, np.array([1, 0xA5], np.uint8).view(bool))
+    assert not verdict.ok and "neither 0 nor 1" in verdict.message

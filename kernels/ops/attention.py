@@ -183,7 +183,20 @@ def _shapes():
                 ("odd_width", (1, 2, 2, 5, 7, 13, 13), None, {}),
                 ("one_query", (1, 2, 2, 1, 1025, 16, 16), None, {}), ("no_keys", (1, 2, 2, 3, 0, 4, 4), None, {}),
                 ("no_queries", (1, 2, 2, 0, 5, 4, 4), None, {}), ("no_batch", (0, 2, 2, 3, 5, 4, 4), None, {}),
-                ("wide_value", (1, 2, 2, 5, 7, 8, 12), None, {}))
+                ("wide_value", (1, 2, 2, 5, 7, 8, 12), None, {}),
+                ("head_mask", (2, 3, 3, 19, 35, 8, 8), In((2, 3, 19, 35), "mask", "bool"), {}),
+                ("head_bias", (2, 3, 3, 5, 13, 8, 8), In((1, 3, 1, 13)), {}),
+                ("batch_bias", (3, 2, 2, 5, 13, 8, 8), In((3, 1, 5, 1)), {}))
+
+
+def _past():
+    """Just past a tile of keys (C, 256), of queries that share packed keys (C, 1024), and of keys of one task in decoding
+    (C, 1024; Triton, 256), with masks that differ from tile to tile."""
+    yield from (("past_keys", (1, 2, 2, 20, 301, 8, 8), In((1, 2, 20, 301)), {}),
+                ("past_keys_causal", (1, 1, 1, 262, 270, 4, 4), None, {"is_causal": True}),
+                ("past_queries", (1, 1, 1, 1031, 5, 4, 4), None, {}),
+                ("decode_mask", (1, 2, 2, 1, 1103, 8, 8), In((1, 2, 1, 1103), "mask", "bool"), {}),
+                ("decode_bias", (2, 1, 1, 1, 1103, 8, 8), In((2, 1, 1, 1103)), {}))
 
 
 def _gqa_shapes():
@@ -217,11 +230,14 @@ def _backward_inputs(dims, mask):
 
 
 _SDPA = [Sample(n, (*_qkv(*d), m), a) for n, d, m, a in (*_shapes(), *_gqa_shapes())] + [
+    Sample(n, (*_qkv(*d), m), a, cover="once") for n, d, m, a in _past() if n in ("past_keys", "decode_mask")] + [
     Sample(n, (*_qkv(*d), None), a, m, level, bench) for n, d, a, m, level, bench in _MODELS]
 _SHARED = [(n, d, m, {k: v for k, v in a.items() if k != "enable_gqa"}) for n, d, m, a in (*_shapes(), *_gqa_shapes())]
 _FLASH = [Sample(n, (*_qkv(*d), m), a) for n, d, m, a in _SHARED] + [
+    Sample(n, (*_qkv(*d), m), a, cover="once") for n, d, m, a in _past()] + [
     Sample(n, (*_qkv(*d), None), a, m, "training") for n, d, a, m, _, _ in _MODELS[:1]]
 _BACKWARD = [Sample(n, _backward_inputs(d, m), a) for n, d, m, a in _SHARED] + [
+    Sample(n, _backward_inputs(d, m), a, cover="once") for n, d, m, a in _past() if n == "past_keys"] + [
     Sample(n, _backward_inputs(d, None), a, m, "training", ("full",)) for n, d, a, m, _, _ in _MODELS[:1]]
 
 _Q, _K = In((2, 4, 3, 8)), In((2, 4, 5, 8))

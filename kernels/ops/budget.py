@@ -28,10 +28,15 @@ class Exact(Budget):
 
 @dataclass(frozen=True)
 class Faithful(Budget):
-    """F: within k ulp of the reference.  float16 and bfloat16, computed in float32, within ``k_low`` ulp."""
+    """F: within k ulp of the reference.  float16 and bfloat16, computed in float32, within ``k_low`` ulp.
+
+    ties: the rounded reference itself, to nearest even, the sign of zero included; the reference must then not have rounded
+    where it matters (conversions).
+    """
 
     k: float = 4.0
     k_low: float = 1.0
+    ties: bool = False
     letter = "F"
 
 

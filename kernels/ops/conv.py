@@ -237,6 +237,10 @@ _CASES: tuple[tuple[str, tuple[int, ...], tuple[int, ...], bool, dict[str, Any]]
     ("up_depthwise", (1, 3, 6, 7), (3, 1, 3, 3), True, {"transposed": True, "groups": 3, "stride": (2, 2), "padding": (1, 1)}),
     ("up_volume", (1, 2, 3, 4, 3), (2, 3, 2, 3, 2), True, {"transposed": True, "stride": (2, 1, 2)}),
 )
+# just past a task of the packed product (C): 256 columns, 256 rows
+_PAST: tuple[tuple[str, tuple[int, ...], tuple[int, ...], bool, dict[str, Any]], ...] = (
+    ("past_columns", (1, 3, 17, 19), (5, 3, 3, 3), True, {"padding": (1, 1)}),
+    ("past_rows", (1, 3, 5, 7), (263, 3, 3, 3), True, {"padding": (1, 1)}))
 _NAN, _INF = float("nan"), float("inf")
 _HOSTILE = Sample("nan_stays", (In((1, 1, 1, 8), values=(1, _NAN, 2, 3, _INF, 4, 5, -_INF)), In((1, 1, 1, 2), values=(1, 2)), None))
 # name, input, weight, bias, attributes, model, level, bench suites
@@ -266,20 +270,20 @@ _MODELS: tuple[tuple[Any, ...], ...] = (
 )
 
 
-def _sample(name, x, w, b, attrs, model="", level="core", bench=()):
+def _sample(name, x, w, b, attrs, model="", level="core", bench=(), cover=""):
     outputs = w[1] * attrs.get("groups", 1) if attrs.get("transposed") else w[0]
-    return Sample(name, (In(x), In(w), In((outputs,)) if b else None), attrs, model, level, bench)
+    return Sample(name, (In(x), In(w), In((outputs,)) if b else None), attrs, model, level, bench, cover)
 
 
-def _backward_sample(name, x, w, b, attrs, model="", *, level="core", bench=()):
+def _backward_sample(name, x, w, b, attrs, model="", *, level="core", bench=(), cover=""):
     full = {"stride": (1,), "padding": (0,), "dilation": (1,), "transposed": False, "output_padding": (0,), "groups": 1} | attrs
     wide = (Spec(s, FLOATS[0]) for s in (x, w))
     y = _geometry("convolution_backward", *wide, **full)[-1]
     mask = {} if b or model else {"output_mask": (1, 1, 0)}
-    return Sample(name, (In(y), In(x), In(w)), {"bias_sizes": None, **full, **mask}, model, level, bench)
+    return Sample(name, (In(y), In(x), In(w)), {"bias_sizes": None, **full, **mask}, model, level, bench, cover)
 
 
-_BACKWARD = [_backward_sample(*c) for c in _CASES] + [
+_BACKWARD = [_backward_sample(*c) for c in _CASES] + [_backward_sample(*c, cover="once") for c in _PAST] + [
     Sample("only_input", (In((1, 2, 4, 4)), In((1, 3, 4, 4)), In((2, 3, 3, 3))),
            {"bias_sizes": (2,), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "transposed": False, "output_padding": (0, 0),
             "groups": 1, "output_mask": (1, 0, 0)}),
@@ -307,7 +311,7 @@ op("convolution(Tensor input, Tensor weight, Tensor? bias=None, int[] stride=[1]
    doc="Cross-correlation of input (N, C, ...) with weight (O, C / groups, ...) over one to three spatial axes, plus bias (O,); "
        "positions outside the input count as 0.  transposed: its adjoint, weight (C, O / groups, ...), result larger by "
        "output_padding.  The conv1d to conv3d and conv_transpose1d to conv_transpose3d of frameworks are this operator.",
-   samples=[_sample(*c) for c in _CASES] + [_HOSTILE] + [_sample(*m) for m in _MODELS], bad=_BAD, grad=_convolution_grad,
+   samples=[_sample(*c) for c in _CASES] + [_sample(*c, cover="once") for c in _PAST] + [_HOSTILE] + [_sample(*m) for m in _MODELS], bad=_BAD, grad=_convolution_grad,
    names={"aten": ("convolution",), "onnx": ("Conv", "ConvTranspose"),
           "torch": tuple(f"{k}{n}d" for k in ("conv", "conv_transpose") for n in (1, 2, 3)),
           "paddle": ("conv2d", "conv3d", "depthwise_conv2d", "conv2d_transpose", "conv3d_transpose")})

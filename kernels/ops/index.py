@@ -259,14 +259,20 @@ def _embedding_backward_samples():
 
 _GATHER_SAMPLES = [Sample(n, (In(x, "wide"), _i(i, _size(x, d), "int32" if n == "inner" else "int64")),
                           {"dim": d}) for n, x, i, d in _GATHERS] + [
+    # one row cut into blocks (C, 8192), columns in groups that fit a cache
+    Sample("past_blocks", (In((13,), "wide"), _i((16501,), 13)), {"dim": 0}, cover="once"),
+    Sample("past_columns", (In((513, 259), "wide"), _i((5, 259), 513)), {"dim": 0}, cover="once"),
     Sample("llama_targets", (In((128, 32000)), _i((128, 1), 32000)), {"dim": 1},
            "Llama-7B log-probabilities of targets", "full", ("full", "llm"))]
 _SCATTER_SAMPLES = [Sample(n, (In(x), _i(i, _size(x, d), "int32" if n == "inner" else "int64"), In(i)),
                            {"dim": d}) for n, x, i, d in _GATHERS] + [
     Sample("src_larger", (In((7, 13)), _i((3, 5), 7), In((4, 9))), {"dim": 0}),
+    Sample("past_blocks", (In((13, 513)), _i((41, 513), 13), In((41, 513))), {"dim": 0}, cover="once"),
     Sample("one_target", (In((2,)), _i((2049,), 1), In((2049,))), {"dim": 0})]
 _SELECT_SAMPLES = [Sample(n, (In(x, "wide"), _i(i, _size(x, d), "int32" if n == "inner" else "int64")),
                           {"dim": d}) for n, x, i, d in _SELECTS] + [
+    Sample("streamed", (In((31, 1031), dtype="int64"), _i((521,), 31)), {"dim": 0}, cover="once"),
+    Sample("many", (In((5, 3), "wide"), _i((65637,), 5)), {"dim": 0}, cover="once"),
     Sample("llama_last_token", (In((1, 128, 4096)), _i((1,), 128)), {"dim": 1}, "Llama-7B last hidden state", "full",
            ("llm",)),
     Sample("rows_8192", (In((32000, 1024)), _i((8192,), 32000)), {"dim": 0}, "", "full", ("full",))]
@@ -275,14 +281,29 @@ _ADD_SAMPLES = [Sample(n, (In(x), _i(i, _size(x, d), "int32" if n == "inner" els
                        {"dim": d})
                 for n, x, i, d in _SELECTS] + [
     Sample("scaled", (In((7, 5)), _i((33,), 7), In((33, 5))), {"dim": 0, "alpha": -2.0}),
+    Sample("past_blocks", (In((67, 1031)), _i((131,), 67), In((131, 1031))), {"dim": 0}, cover="once"),
     Sample("one_target", (In((2, 3)), _i((1025,), 1), In((1025, 3))), {"dim": 0})]
 
 
-def _outside(*before, dtype="int64", after=(), **attrs):
-    """An index of 77 and one of -2 where 0..4 are allowed."""
-    return tuple(Bad(f"index_{bad}_of_5", (*before, In((4,), dtype=dtype, values=values), *after), IndexOutOfBounds,
-                     (str(bad), f"position {values.index(bad)}", "5"), attrs)
-                 for bad, values in ((77, (0, 1, 77, 4)), (-2, (0, -2, 3, 4))))
+def _outside(*before, after=(), late=lambda n: (), **attrs):
+    """An index of 77 and one of -2 where 0..4 are allowed, and one of 5 behind many good ones.
+
+    late: inputs (before, after) for a vector of n indices where those for four do not fit.
+    """
+    found = [Bad(f"index_{bad}_of_5{'' if dtype == 'int64' else '_int32'}", (*before, In((4,), dtype=dtype, values=values), *after),
+                 IndexOutOfBounds, (str(bad), f"position {values.index(bad)}", "5"), attrs)
+             for dtype in ("int64", "int32") for bad, values in ((77, (0, 1, 77, 4)), (-2, (0, -2, 3, 4)))]
+    n = 1100  # the check of more than 1024 runs in several programs
+    first, last = late(n) or (before, after)
+    values = (*(4.0,) * (n - 10), 5.0, *(0.0,) * 9)
+    return (*found, *(Bad(f"late_index_{dtype}", (*first, In((n,), dtype=dtype, values=values), *last), IndexOutOfBounds,
+                          ("5", f"position {n - 10}"), attrs) for dtype in ("int64", "int32")))
+
+
+def _past_threads(*before, **attrs):
+    """One in the rest of a vector that threads check in parts (C: from 65536 on, parts of 16384)."""
+    return Bad("index_in_the_rest", (*before, In((65637,), dtype="int64", values=(*(1.0,) * 65630, 5.0, *(0.0,) * 6))), IndexOutOfBounds,
+               ("5", "position 65630"), attrs)
 
 
 _E, _R = Exact(signed_zero=True), Reduction(terms=_collisions)
@@ -293,7 +314,8 @@ op("embedding(Tensor weight, Tensor indices) -> Tensor", family="index", dtypes=
        "<= index < V is an IndexOutOfBounds.", budget=_E, cost=_reads(1), samples=_embedding_samples(),
    grad=lambda o, dy, inputs, y, attrs: (o.embedding_dense_backward(dy, inputs[1], inputs[0].shape[0], -1), None),
    names={"aten": ("embedding",), "onnx": ("Gather",), "paddle": ("embedding",)},
-   bad=(*_outside(In((5, 3))), Bad("vector", (In((5,)), _i((4,), 5)), ShapeError, ("weight", "(5,)", "2 axes")),
+   bad=(*_outside(In((5, 3))), _past_threads(In((5, 3))),
+        Bad("vector", (In((5,)), _i((4,), 5)), ShapeError, ("weight", "(5,)", "2 axes")),
         Bad("float_indices", (In((5, 3)), In((4,))), DTypeError, ("indices", "float32", "int64"))))
 
 op("embedding_dense_backward(Tensor dy, Tensor indices, int num_weights, int padding_idx=-1) -> Tensor", family="index",
@@ -302,7 +324,7 @@ op("embedding_dense_backward(Tensor dy, Tensor indices, int num_weights, int pad
    doc="Gradient of embedding: row v is the sum of dy (*indices.shape, D) where indices is v; row padding_idx stays 0 "
        "(-1: none).",
    samples=_embedding_backward_samples(), names={"aten": ("embedding_dense_backward",)},
-   bad=(*_outside(In((4, 3)), num_weights=5),
+   bad=(*_outside(In((4, 3)), late=lambda n: ((In((n, 3)),), ()), num_weights=5),
         Bad("dy_shape", (In((4, 3)), _i((5,), 5)), ShapeError, ("(4, 3)", "(5,)"), {"num_weights": 5}),
         Bad("float_indices", (In((4, 3)), In((4,))), DTypeError, ("indices", "float32", "int64"), {"num_weights": 5}),
         Bad("num_weights", (In((0, 3)), _i((0,), 1)), ArgumentError, ("num_weights", "-1"), {"num_weights": -1})))
@@ -325,7 +347,7 @@ op("scatter_add(Tensor x, int dim, Tensor index, Tensor src) -> Tensor", family=
        "has x's rank and is at most as large as src, and, off dim, as x.  float16 and bfloat16 are summed in float32 "
        "and rounded once.",
    names={"aten": ("scatter_add",), "paddle": ("put_along_axis",)},
-   bad=(*_outside(In((5,)), after=(In((4,)),), dim=0),
+   bad=(*_outside(In((5,)), after=(In((4,)),), late=lambda n: ((In((5,)),), (In((n,)),)), dim=0),
         Bad("src_smaller", (In((5, 3)), _i((4, 3), 5), In((2, 3))), ShapeError, ("src", "(4)", "(2)"), {"dim": 0}),
         Bad("larger", (In((5, 3)), _i((2, 4), 5), In((2, 4))), ShapeError, ("axis 1", "(4)", "(3)"), {"dim": 0}),
         Bad("dtypes", (In((5,)), _i((4,), 5), In((4,), dtype="float64")), DTypeError, ("float32", "float64"),
@@ -335,7 +357,7 @@ op("index_select(Tensor x, int dim, Tensor index) -> Tensor", family="index", dt
    reference=_index_select, budget=_E, cost=_reads(1), samples=_SELECT_SAMPLES, grad=_index_select_grad,
    doc="The slices of x along dim that a vector of indices names, in its order.",
    names={"aten": ("index_select",), "onnx": ("Gather",), "paddle": ("index_select",)},
-   bad=(*_outside(In((5, 3)), dim=0), Bad("matrix_index", (In((5, 3)), _i((2, 2), 5)), ShapeError, ("index", "(2, 2)"),
+   bad=(*_outside(In((5, 3)), dim=0), _past_threads(In((5, 3)), dim=0), Bad("matrix_index", (In((5, 3)), _i((2, 2), 5)), ShapeError, ("index", "(2, 2)"),
                                           {"dim": 0}),
         Bad("dim", (In((5, 3)), _i((4,), 5)), ShapeError, ("dim 2", "-2 <= dim < 2"), {"dim": 2}),
         Bad("float_index", (In((5, 3)), In((4,))), DTypeError, ("index", "float32", "int64"), {"dim": 0})))
@@ -346,7 +368,7 @@ op("index_add(Tensor x, int dim, Tensor index, Tensor source, *, float alpha=1) 
    budget=Reduction(terms=_collisions, magnitude=_index_add_magnitude),
    doc="x with alpha * source added, slice by slice along dim, at the places a vector of indices names.  float16 and "
        "bfloat16 are summed in float32 and rounded once.", names={"aten": ("index_add",), "paddle": ("index_add",)},
-   bad=(*_outside(In((5, 3)), after=(In((4, 3)),), dim=0),
+   bad=(*_outside(In((5, 3)), after=(In((4, 3)),), late=lambda n: ((In((5, 3)),), (In((n, 3)),)), dim=0),
         Bad("source_shape", (In((5, 3)), _i((4,), 5), In((3, 3))), ShapeError, ("source", "(3, 3)", "(4, 3)"),
             {"dim": 0}),
         Bad("dtypes", (In((5,)), _i((4,), 5), In((4,), dtype="float64")), DTypeError, ("float32", "float64"),

@@ -182,6 +182,10 @@ _CASES: tuple[tuple[Any, ...], ...] = (("vector", (5,), False, {}), ("one", (1, 
           ("no_rows_sum", (0, 5), False, {"reduction": "sum"}),
           ("no_rows_none", (0, 5), False, {"reduction": "none"}), ("no_rows_mean", (0, 5), False, {}),
           ("past_tile", (3, 1025), False, {}))
+# past a chunk of classes (2048; by enough for the largest to lie behind it) and blocks of rows (C, 256; Triton, 512)
+_PAST: tuple[tuple[Any, ...], ...] = (("past_classes", (5, 3083), True, {}), ("many_rows", (523, 5), True, {}))
+_PAST_SMOOTH = (("smooth_past_classes", (5, 3083), True, {"label_smoothing": 0.1}),
+                ("smooth_past_classes_plain", (5, 3083), False, {"label_smoothing": 0.9}))
 _SMOOTH = tuple((f"smooth_{n}", x, w, {**a, "label_smoothing": 0.1}) for n, x, w, a in _CASES if n in (
     "vector", "prime", "none", "sum", "mean_weighted", "ignored", "ignored_none", "ignored_weighted")) + (
     ("uniform_targets", (7, 5), False, {"label_smoothing": 1.0}),)
@@ -203,7 +207,9 @@ def _mixed(draw):
 
 def _samples(cases, draw, level_model):
     models = [Sample(n, _args(x, False, draw), {}, m, level, bench) for (n, x, m, level), bench in level_model]
-    return [Sample(n, _args(x, w, draw), a) for n, x, w, a in cases] + _mixed(draw) + models
+    past = _PAST + (_PAST_SMOOTH if draw == "normal" else ())
+    found = [Sample(n, _args(x, w, draw), a) for n, x, w, a in cases]
+    return found + [Sample(n, _args(x, w, draw), a, cover="once") for n, x, w, a in past] + _mixed(draw) + models
 
 
 def _backward_samples():
@@ -213,7 +219,7 @@ def _backward_samples():
         reduction = s.attrs.get("reduction", "mean")
         dy = In(target.shape if reduction == "none" else ())
         attrs = {"ignore_index": -100, "reduction": reduction, **s.attrs}
-        found.append(Sample(s.name, (dy, x, target, weight, In((), "positive")), attrs, s.model, s.level, s.bench))
+        found.append(Sample(s.name, (dy, x, target, weight, In((), "positive")), attrs, s.model, s.level, s.bench, s.cover))
     return found
 
 
@@ -231,6 +237,8 @@ def _bad(before=(), after=(), attrs=None, tail=()):
                  ("target 77", "position 2", "5")),
             case("target_-1_of_5", _X, In((4,), dtype="int64", values=(0, -1, 3, 4)), None, IndexOutOfBounds,
                  ("target -1", "position 1", "5")),
+            case("late_target", In((1100, 5)), In((1100,), dtype="int64", values=(*(1,) * 1090, 5, *(2,) * 9)), None, IndexOutOfBounds,
+                 ("target 5", "position 1090", "5")),
             case("target_shape", _X, In((3,), "index", "int64", 5), None, ShapeError, ("(4, 5)", "(3,)", "(4,)")),
             case("target_dtype", _X, In((4,)), None, DTypeError, ("target", "float32", "int64")),
             case("weight_shape", _X, _T, In((4,)), ShapeError, ("weight", "(4,)", "(5,)")),

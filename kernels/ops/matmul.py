@@ -188,9 +188,15 @@ _MODELS = (("bert_qkv", 128, 768, 768, "BERT-base projection, 128 tokens", "infe
            ("cube_1024", 1024, 1024, 1024, "", "full", ("quick", "full")))
 
 
+# just past blocks of the packed product (C: 512 terms and half as many again, 2048 columns), and more than 8 rows of tiles
+# (Triton: what runs side by side)
+_PAST = (("past_k", 67, 1041, 65), ("past_n", 17, 9, 2083), ("past_m", 1043, 5, 37))
+
+
 def _pairs(build, models=True):
     """build(M, K, N) -> inputs."""
     ugly = [Sample(n, build(*mkn)) for n, *mkn in _MKN]
+    ugly += [] if models else [Sample(n, build(*mkn), cover="once") for n, *mkn in _PAST]
     return ugly + [Sample(n, build(*mkn), {}, m, level, bench) for n, *mkn, m, level, bench in _MODELS if models]
 
 
@@ -201,7 +207,9 @@ def _mat(m, k, n):
 _VECTORS = [Sample("dot", (In((13,)), In((13,)))), Sample("dot_nothing", (In((0,)), In((0,)))),
             Sample("matrix_vector", (In((33, 65)), In((65,)))), Sample("vector_matrix", (In((65,)), In((65, 33)))),
             Sample("vector_batch", (In((5,)), In((3, 5, 7)))), Sample("batch_vector", (In((3, 7, 5)), In((5,)))),
-            Sample("broadcast", (In((2, 1, 3, 4)), In((5, 4, 6)))), Sample("batch_matrix", (In((3, 7, 5)), In((5, 4)))),
+            Sample("broadcast", (In((2, 1, 3, 4)), In((5, 4, 6)))), Sample("broadcast_right", (In((5, 3, 4)), In((2, 1, 4, 6)))),
+            Sample("broadcast_outer", (In((2, 5, 3, 4)), In((2, 1, 4, 6)))),
+            Sample("broadcast_three", (In((2, 1, 2, 3, 4)), In((3, 1, 4, 5)))), Sample("batch_matrix", (In((3, 7, 5)), In((5, 4)))),
             Sample("no_batch", (In((0, 3, 4)), In((0, 4, 5)))),
             Sample("transposed", (In((33, 17)), In((17, 31), layout="transposed"))),
             Sample("transposed_left", (In((33, 17), layout="transposed"), In((17, 31)))),
@@ -218,6 +226,10 @@ _ADDED = [Sample(n, (In((k_n[1],)), *_mat(m, *k_n)), a) for n, m, k_n, a in (
     ("one", 1, (1, 1), {}), ("prime", 7, (13, 11), {}), ("no_k", 5, (0, 3),
                                                          {}), ("scaled", 9, (17, 5), {"beta": 0.5, "alpha": -2.0}),
     ("past_tile", 65, (129, 33), {}), ("no_rows", 0, (4, 3), {}), ("row", 1, (1031, 33), {}))] + [
+    Sample("past_blocks", (In((67, 35)), *_mat(67, 1041, 35)), {"beta": -0.5, "alpha": 2.0}, cover="once"),
+    # 3 x - 3, exact in every dtype; with 3 x rounded to 16 bits first it is off by a third
+    Sample("cancels", (In((2,), values=(1 + 2.0**-10, 1 + 2.0**-7)), In((1, 1), values=(-3.0,)), In((1, 2), values=(1.0, 1.0))),
+           {"beta": 3.0}, cover="each"),
     Sample("full_input", (In((7, 5)), *_mat(7, 3, 5)), {"beta": -1.5}),
     Sample("column_input", (In((7, 1)), *_mat(7, 3, 5))),
     Sample("scalar_input", (In(()), *_mat(7, 3, 5))), Sample("transposed",
@@ -229,6 +241,9 @@ _ADDED = [Sample(n, (In((k_n[1],)), *_mat(m, *k_n)), a) for n, m, k_n, a in (
 _BADDED = [Sample("one", (In((1, 1, 1)), In((1, 1, 1)), In((1, 1, 1)))),
            Sample("prime", (In((3, 7, 5)), In((3, 7, 13)), In((3, 13, 5)))),
            Sample("row_input", (In((5,)), In((2, 9, 17)), In((2, 17, 5))), {"beta": 0.5, "alpha": -2.0}),
+           Sample("batch_input", (In((3, 1, 5)), In((3, 7, 13)), In((3, 13, 5))), {"beta": 2.0}),
+           Sample("batch_column", (In((3, 7, 1)), In((3, 7, 13)), In((3, 13, 5)))),
+           Sample("past_blocks", (In((3, 1, 35)), In((3, 33, 1041)), In((3, 1041, 35))), cover="once"),
            Sample("no_k", (In((1, 3, 5)), In((2, 3, 0)), In((2, 0, 5)))),
            Sample("no_batch", (In((1, 3, 5)), In((0, 3, 4)), In((0, 4, 5)))),
            Sample("beta_0_ignores_nan", (In((2,), values=(float("nan"), float("inf"))), In((2, 3, 4)), In((2, 4, 2))),
@@ -237,6 +252,7 @@ _LINEAR = [Sample(n, (In(x), In((out, x[-1])), In((out,)) if b else None)) for n
     ("one", (1,), 1, True), ("vector", (13,), 7, True), ("prime", (7, 13), 11, True), ("plain", (7, 13), 11, False),
     ("batch", (3, 5, 17), 33, True), ("no_features", (4, 0), 3, True), ("no_rows", (0, 5), 3, True),
     ("past_tile", (65, 129), 33, True), ("row", (1, 1031), 33, False), ("decode_batch", (5, 1031), 65, True))] + [
+    Sample("past_blocks", (In((3, 23, 1041)), In((37, 1041)), In((37,))), cover="once"),
     Sample("bert_ffn", (In((1, 128, 768)), In((3072, 768)), In((3072,))), {}, "BERT-base ffn, 128 tokens", "inference",
            ("full",)),
     Sample("bert_ffn_out", (In((1, 128, 3072)), In((768, 3072)), In((768,))), {}, "BERT-base ffn output, 128 tokens",

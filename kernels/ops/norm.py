@@ -205,6 +205,9 @@ _SHAPES = (("one", (1,), 1, True, True), ("vector", (13,), 1, False, False), ("p
            ("bias_only", (4, 33), 1, False, True), ("plain", (3, 5, 65), 1, False, False),
            ("past_tile", (3, 1025), 1, True, True),
            ("wide", (2, 4099), 1, True, True), ("tall", (257, 4), 1, True, True), ("empty_rows", (0, 5), 1, True, True))
+# just past a row kept in registers or L1 (8192), and past several blocks of rows whose weight gradients are added up (C, 128
+# each; Triton, 1024)
+_PAST = (("past_row", (2, 8213)), ("many_rows", (1037, 5)))
 _MODELS = (("bert_hidden", (128, 768), "BERT-base layer norm", "inference", ("full",)),
            ("llama_decode", (1, 4096), "Llama-7B norm, decode", "inference", ("full", "llm")),
            ("llama_prefill", (128, 4096), "Llama-7B norm, 128 tokens", "full", ("full", "llm")),
@@ -218,6 +221,8 @@ def _samples(build, rms=False, bench=True):
         if rms and b and not w:
             continue
         found.append(Sample(name, *build(x, k, w, b and not rms)))
+    name, x = _PAST[build in (_backward, _rms_backward)]
+    found.append(Sample(name, *build(x, 1, True, not rms), cover="once"))
     for name, x, model, level, suites in _MODELS:
         level = "training" if not bench and level == "inference" else level
         found.append(Sample(name, *build(x, 1, True, not rms), model, level, suites if bench else suites[-1:]))

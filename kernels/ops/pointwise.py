@@ -6,6 +6,7 @@ operators themselves stand in pointwise_grad.py.  How a formula is computed: ker
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -70,6 +71,8 @@ def _cost(f: formula.Formula, result: Callable[..., Spec]) -> Callable[..., Cost
 # 0-d, 1, a prime, one past a tile of 1024, and a vector register's neighbours (15, 16, 17 floats)
 _UGLY = (("scalar", ()), ("one", (1,)), ("prime", (131,)), ("past_tile", (1025,)), ("lanes", (3, 17)), ("rank5", (2, 3, 1, 5, 7)),
          ("empty", (0,)), ("empty_rows", (0, 5)))
+# every one of these with every other; an odd whole number past 2^24 is no float32
+CROSSED = (0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 0.5, -0.5, math.inf, -math.inf, math.nan, 16777215.0, 1e-45, -1e-40, 3.4e38, -3.4e38)
 # shapes of n operands that broadcast: a row, a column, an inner axis, a scalar, both ways at once, zero-size
 _BROADCAST = (("row", (33, 17), (17,), (33, 1)), ("column", (33, 17), (33, 1), (1, 17)), ("inner", (5, 1, 7), (5, 33, 7), (33, 1)),
               ("with_scalar", (129,), (), (1,)), ("outer", (65, 1), (1, 1030), ()), ("empty_column", (0, 5), (1,), (0, 1)))
@@ -80,7 +83,7 @@ _QUICK = (*_MODELS[:-1], ("square_4096", (4096, 4096), "", "full", ("quick", "fu
 
 
 def _samples(f: formula.Formula, draws: Sequence[str], domain: tuple[float, float] | None, attrs: Sequence[dict[str, Any]],
-             models: Sequence[tuple]) -> list[Sample]:
+             models: Sequence[tuple], past: Sequence[tuple], crossed: bool) -> list[Sample]:
     """Every shape with the first attrs, then the other attrs on two shapes; domain: also its whole length and SPECIALS."""
     def ins(shapes: Sequence[tuple[int, ...]], how: Sequence[str] = draws) -> tuple[In, ...]:
         return tuple(In(s, "mask" if t in f.booleans else d, "bool" if t in f.booleans else None)
@@ -97,6 +100,12 @@ def _samples(f: formula.Formula, draws: Sequence[str], domain: tuple[float, floa
         values = (*np.linspace(*domain, 499).tolist(), *SPECIALS)
         first = In((len(values),), values=values)
         out.append(Sample("domain", (first, *ins([(len(values),)] * n)[1:]), usual))
+    if crossed:
+        x, y = zip(*((a, b) for a in CROSSED for b in CROSSED))
+        out.append(Sample("crossed", (In((len(x),), dtype="float32", values=x), In((len(y),), dtype="float32", values=y)), usual))
+    for name, *shapes in past:
+        found = ins(shapes, tame)
+        out.append(Sample(name, tuple(In(i.shape, dtype="int64") for i in found) if name.endswith("int64") else found, usual, cover="once"))
     for extra in attrs[1:]:
         label = "_".join(f"{k}_{v}" for k, v in extra.items()).replace("-", "minus_").replace(".", "_")
         out += [Sample(f"{name}_{label}", ins([shape] * n), extra) for name, shape in (_UGLY[3], _UGLY[4])]
@@ -125,13 +134,14 @@ def _bad(f: formula.Formula, dtypes: Sequence[DType], attrs: dict[str, Any]) -> 
 
 def pointwise(reference: Callable[..., Any], *, dtypes: Sequence[DType] = FLOATS, budget: Budget | None = None,
               draws: Sequence[str] = (), domain: tuple[float, float] | None = None, attrs: Sequence[dict[str, Any]] = ({},),
-              grad: Callable[..., tuple] | None = None, golden: tuple = (), models: Sequence[tuple] = _MODELS,
+              grad: Callable[..., tuple] | None = None, golden: tuple = (), models: Sequence[tuple] = _MODELS, past: Sequence[tuple] = (),
               **names: tuple[str, ...]) -> Callable[[Callable], Callable]:
     """Define a pointwise operator: the decorated function is its formula (formula.py), its docstring the operator's.
 
     reference: ``reference(*arrays, **attrs)`` in float64 (integers and bools as they are), written independently.
     draws: how samples draw each tensor (default ``wide``).  domain: where the operator is interesting; adds a sample along
-    it with SPECIALS (float-only operators).  attrs: attribute sets to try, the first one everywhere.
+    it with SPECIALS (float-only operators).  attrs: attribute sets to try, the first one everywhere.  past: shapes just past a
+    size where the kernels go another way, which is the same for all operators: a few stand for them.
     names: what other worlds call it: ``aten=("exp",), onnx=("Exp",)``.
 
     Raises:
@@ -146,8 +156,9 @@ def pointwise(reference: Callable[..., Any], *, dtypes: Sequence[DType] = FLOATS
                   f"float {a}" if not isinstance(d, (int, float)) else f"float {a}={d}" for a, d in f.attrs.items()]
         schema = f"{f.name}({tensors}{', *, ' if listed else ''}{', '.join(listed)}) -> Tensor"
         how = draws or ["wide"] * len(f.tensors)
+        crossed = len(f.tensors) == 2 and not f.booleans and BY_NAME["float32"] in dtypes and not isinstance(budget, Composite)
         op(schema, family="pointwise", doc=f.doc, dtypes=tuple(dtypes), infer=infer, rule="same" if len(f.tensors) == 1 else "broadcast",
-           reference=_quiet(reference), budget=budget or Faithful(), samples=_samples(f, how, domain, attrs, models),
+           reference=_quiet(reference), budget=budget or Faithful(), samples=_samples(f, how, domain, attrs, models, past, crossed),
            bad=_bad(f, dtypes, attrs[0]), cost=_cost(f, infer), grad=grad, names=names, formula=fn, golden=golden)
         return fn
 
@@ -182,10 +193,14 @@ def _same(x: np.ndarray, value: float) -> Any:
 
 
 # ---- arithmetic ------------------------------------------------------------------------------------------------------
+# more than two tasks of 16 tiles of 1024 (C), the last ones a rest; results written past the caches (C, 4 MiB: of int64, which is
+# cheap to judge), flat and by tiles
+_SPAN, _STREAM = (37013,), (524341,)
 _ALPHAS = ({"alpha": 1.0}, {"alpha": 2.0}, {"alpha": 0.0})
 
 
 @pointwise(lambda x, y, alpha: x + y * _same(y, alpha), dtypes=ANY, budget=Faithful(k=0.5), attrs=_ALPHAS, models=_QUICK,
+           past=(("past_span", _SPAN, _SPAN), ("streamed_int64", _STREAM, _STREAM), ("streamed_rows_int64", (1031, 521), (521,))),
            grad=_binary(lambda o, dy, x, y, r, a: dy, lambda o, dy, x, y, r, a: dy if a["alpha"] == 1 else scaled(o, dy, a["alpha"])),
            golden=((1.5, 2.25, 3.75),), aten=("add.Tensor", "add.Scalar"), onnx=("Add",), paddle=("add",))
 def add(x, y, *, alpha=1):
@@ -326,7 +341,7 @@ def relu(x):
 
 
 # ---- elementary functions --------------------------------------------------------------------------------------------
-@pointwise(np.exp, models=_QUICK, domain=(-110.0, 95.0), grad=_unary(lambda o, dy, x, y, a: o.mul(dy, y)), golden=((1.0, math.e), (0.0, 1.0)),
+@pointwise(np.exp, models=_QUICK, domain=(-110.0, 95.0), past=(("past_span", _SPAN),), grad=_unary(lambda o, dy, x, y, a: o.mul(dy, y)), golden=((1.0, math.e), (0.0, 1.0)),
            aten=("exp",), onnx=("Exp",), paddle=("exp",))
 def exp(x):
     """e to the power x."""
@@ -455,7 +470,8 @@ def _where_grad(o, dy, inputs, result, attrs):
     return None, unbroadcast(o, o.where(condition, dy, zero), x.shape), unbroadcast(o, o.where(condition, zero, dy), y.shape)
 
 
-@pointwise(np.where, dtypes=ANY, budget=Exact(signed_zero=True), grad=_where_grad, models=_QUICK, aten=("where.self",), onnx=("Where",),
+@pointwise(np.where, dtypes=ANY, budget=Exact(signed_zero=True), grad=_where_grad, models=_QUICK,
+           past=(("past_span", _SPAN, _SPAN, _SPAN),), aten=("where.self",), onnx=("Where",),
            paddle=("where",))
 def where(condition: bool, x, y):
     """x where condition is true, else y; all three broadcast."""
@@ -467,7 +483,7 @@ def _masked_fill_grad(o, dy, inputs, result, attrs):
 
 
 @pointwise(lambda x, mask, value: np.where(mask, _same(x, value), x), dtypes=ANY, budget=Exact(signed_zero=True),
-           attrs=({"value": 3.0}, {"value": 0.0}), grad=_masked_fill_grad, aten=("masked_fill.Scalar", "masked_fill.Tensor"),
+           attrs=({"value": 3.0}, {"value": 0.0}), past=(("past_span", _SPAN, _SPAN),), grad=_masked_fill_grad, aten=("masked_fill.Scalar", "masked_fill.Tensor"),
            paddle=("masked_fill",))
 def masked_fill(x, mask: bool, *, value):
     """value where mask is true, else x; both broadcast."""
@@ -619,9 +635,18 @@ def _cast_infer(x: Spec, *, dtype: DType) -> Spec:
     return Spec(x.shape, dtype)
 
 
+def _double(x):
+    """As float64; what a 64-bit integer loses there stays in the last bit (round to odd), so that fewer bits are rounded once."""
+    if x.dtype.kind not in "iu" or x.dtype.itemsize < 8:
+        return x.astype(np.float64)
+    size = np.where(x < 0, (~x).astype(np.uint64) + np.uint64(1), x.astype(np.uint64)) if x.dtype.kind == "i" else x
+    odd = (size >> np.uint64(11) | ((size & np.uint64(2047)) != 0)).astype(np.float64) * 2048.0
+    return np.where(x < 0, -1.0, 1.0) * np.where(size >> np.uint64(53) == 0, size.astype(np.float64), odd)
+
+
 def _cast(x, *, dtype):
     if dtype.is_floating:
-        return x.astype(np.float64)
+        return x.astype(np.float64) if dtype.name == "float64" else _double(x)
     if dtype.kind == "b":
         return x != 0
     if x.dtype.kind != "f":
@@ -638,11 +663,55 @@ def cast_formula(x):
     return x
 
 
+def _middles(name: str) -> tuple[float, ...]:
+    """The middles of all neighbours of an 8-bit float, with an infinitely small step to either side, and its overflow."""
+    kind = dtype(name).numpy
+    codes = np.arange(0x80, dtype=np.uint8).view(kind).astype(np.float64)
+    codes = codes[np.isfinite(codes)]
+    top = codes[-1] + (codes[-1] - codes[-2]) / 2  # halfway to what would come next
+    middles = np.concatenate([(codes[1:] + codes[:-1]) / 2, [top, codes[-1] * 2, 3e38]])
+    x = np.concatenate([codes, middles, np.nextafter(middles.astype(np.float32), np.float32(0)), np.nextafter(middles.astype(np.float32), np.float32(3.4e38))])
+    return tuple((*x, *-x, math.inf, -math.inf, math.nan))
+
+
+def _codes(name: str) -> tuple[float, ...]:
+    """Every value of an 8-bit float."""
+    return tuple(np.arange(0x100, dtype=np.uint32).astype(np.uint8).view(dtype(name).numpy).astype(np.float64))
+
+
+# values -> the dtypes they are converted to: past the ranges of integers and beside their ends, NaN with every bit set (a
+# rounding carries over into 0), the middle of two narrow numbers with less than float32 sees to either side, the odd sum of a
+# large integer; every 8-bit float
+_WHOLES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_BEYOND = tuple(s * v for v in (0.0, 0.99, 127.5, 128.0, 255.0, 256.0, 32768.0, 65535.0, 2147483520.0, 2.0**31, 3e9, 4294967040.0, 2.0**32, 5e9,
+                                2.0**53, 9.2e18, 2.0**63, 1.5e19, 2.0**64, 3e38, math.inf) for s in (1, -1)) + (math.nan,)
+_BEYOND_64 = (*_BEYOND, 2147483647.0, 2147483647.5, -2147483648.5, -2147483649.0, 4294967295.0, 9223372036854774784.0, -9223372036854774784.0, 1e300)
+_NANS = tuple(struct.unpack("<3d", struct.pack("<3Q", 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF, 0x7FF8000020000000)))
+_TWICE = tuple(s * 2.0**e * (1 + step + tiny) for step in (2.0**-11, 3 * 2.0**-11, 2.0**-8, 3 * 2.0**-8) for tiny in (2.0**-40, -(2.0**-40), 0.0)
+               for e in (0, 5, -15) for s in (1, -1))
+_LARGE = tuple(s * (v + d) for v in (2**30 + 2**21, 2**30 + 2**22, 2**31 - 2**22) for d in (0, 1, -1) for s in (1, -1))
+_LARGER = (*_LARGE, *(s * (v + d) for v in (2**40 + 2**31, 2**62 + 2**53, 2**62 + 2**54, 2**61 + 2**37 + 2**8) for d in (0, 1, -1) for s in (1, -1)),
+           -(2**63), 2**63 - 1)
+_UNSIGNED = tuple(v + d for v in (2**63 + 2**54, 2**63 + 2**55, 2**63 + 2**39, 2**54 + 2**1) for d in (0, 1, -1)) + (2**64 - 1, 2**63)
+_EDGES: tuple[tuple[str, str, tuple[float, ...], tuple[str, ...]], ...] = (
+    ("beyond", "float32", _BEYOND, (*_WHOLES, "bool")), ("double_beyond", "float64", _BEYOND_64, _WHOLES),
+    ("half_beyond", "bfloat16", _BEYOND, ("int32", "uint8", "int64")),
+    ("nans", "float32", _NANS, ("float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2", "bool")),
+    ("double_nans", "float64", _NANS, ("float32", "bfloat16")),
+    ("twice", "float64", _TWICE, ("float16", "bfloat16", "float32", "float8_e5m2")), ("large", "int32", _LARGE, ("float16", "bfloat16", "float32")),
+    ("larger", "int64", _LARGER, ("float16", "bfloat16", "float32", "float64")), ("unsigned", "uint64", _UNSIGNED, ("bfloat16", "float32", "float64")),
+    *((f"middles_{to[7:]}", "float32", _middles(to), (to,)) for to in ("float8_e4m3fn", "float8_e5m2")),
+    *((f"codes_{source[7:]}", source, _codes(source), ("float32", "float16", "int8", source))
+      for source in ("float8_e4m3fn", "float8_e5m2")))
+
+
 def _cast_samples() -> list[Sample]:
     out = [Sample(f"{name}_to_{to}", (In(shape, "wide" if BY_NAME[to].is_floating or to == "bool" else "positive"),), {"dtype": dtype(to)})
            for to in ("float32", "float16", "bfloat16", "float64", "int32", "int64", "int8", "uint8", "bool")
            for name, shape in (("past_tile", (1025,)), ("lanes", (3, 17)), ("scalar", ()), ("empty", (0, 5)))]
     out.append(Sample("transposed_to_float32", (In((65, 130), layout="transposed"),), {"dtype": dtype("float32")}))
+    out += [Sample(f"{name}_to_{to}", (In((len(values),), dtype=source, values=values),), {"dtype": dtype(to)})
+            for name, source, values, targets in _EDGES for to in targets]
     return out + [Sample(f"square_4096_to_{to}", (In((4096, 4096)),), {"dtype": dtype(to)}, "", "full", ("full",))
                   for to in ("float32", "float16", "bfloat16")]
 
@@ -650,7 +719,7 @@ def _cast_samples() -> list[Sample]:
 op("cast(Tensor x, *, dtype dtype) -> Tensor", family="pointwise", dtypes=ANY, infer=_cast_infer, rule="same", reference=_quiet(_cast),
    doc="x converted to dtype.  Floats round to nearest even, once; to bool: x != 0; integers wrap.  Float to integer truncates; "
        "NaN and values outside int32 (int64 for int64, uint32, uint64) become that type's least value, then wrap, as C on x86-64 does.",
-   budget=Faithful(k=0.5, k_low=0.5), samples=_cast_samples(), formula=cast_formula,
+   budget=Faithful(k=0.5, k_low=0.5, ties=True), samples=_cast_samples(), formula=cast_formula,
    bad=(Bad("to_complex", (In((3,)),), DTypeError, ("complex64", "cast"), {"dtype": dtype("complex64")}),),
    cost=lambda item, x, *, dtype: Cost(flops=x.size, bytes=x.size * (x.dtype.itemsize + dtype.itemsize)),
    grad=lambda o, dy, inputs, y, attrs: (o.cast(dy, dtype=inputs[0].dtype) if inputs[0].dtype.is_floating else None,),

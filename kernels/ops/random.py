@@ -109,11 +109,17 @@ _SHAPES = (("scalar", ()), ("one", (1,)), ("three", (3,)), ("four", (4,)), ("fiv
            ("nothing", (3, 0)), ("past_tile", (3, 1025)), ("long", (4099,)))
 _SEEDS = ({"seed": 0}, {"seed": 1, "offset": 1}, {"seed": 2**40 + 7, "offset": 2**33 + 1}, {"seed": -1, "offset": 4})
 _RAND = [Sample(n, (), {"shape": s, **_SEEDS[i % 4]}) for i, (n, s) in enumerate(_SHAPES)] + [
+    Sample("past_span", (), {"shape": (37, 1013), "seed": 7}, cover="once"),
     Sample("square_4096", (), {"shape": (4096, 4096), "seed": 7}, "", "full", ("full",))]
 _DROPOUT = [Sample(n, (In(s),), {"p": (0.5, 0.1, 0.9)[i % 3], **_SEEDS[i % 4]}) for i, (n, s) in enumerate(_SHAPES)] + [
     Sample("keeps_all", (In((33,)),), {"p": 0.0, "seed": 3}), Sample("drops_all", (In((33,), "wide"),),
                                                                      {"p": 1.0, "seed": 3}),
     Sample("special", (In((129,), "wide"),), {"p": 0.5, "seed": 5}),
+    # word 5 of seed 21 begins with the 24 bits 9136096: kept at just that probability, dropped half a step above
+    Sample("at_the_threshold", (In((9,)),), {"p": 9136096 * 2.0**-24, "seed": 21}),
+    Sample("above_the_threshold", (In((9,)),), {"p": 9136096.5 * 2.0**-24, "seed": 21}),
+    # strided, and enough for several threads (C, two times 16384)
+    Sample("past_span", (In((17, 2111), layout="transposed"),), {"p": 0.3, "seed": 11}, cover="once"),
     Sample("transposed", (In((17, 9), layout="transposed"),), {"p": 0.3, "seed": 11}),
     Sample("bert_hidden", (In((1, 128, 768)),), {"p": 0.1, "seed": 42, "offset": 9}, "BERT-base hidden dropout",
            "training", ("full",)),

@@ -91,6 +91,9 @@ class Sample:
     Operators without tensors (arange, full, rand) get the dtype of the case as attribute ``dtype``, unless attrs has it.
     model: where the shape comes from ("bert_base ffn"), "" for ugly shapes.  level: the first conformance level that
     runs it (core, inference, training, llm, full); bench: the bench suites that time it.
+    cover: how much of the suite a core sample gets: "" its share of dtypes, layouts and special values; "once" one value
+    case in the preferred dtype, on one and on three threads (large samples just past a size where a kernel of the
+    host or of Triton goes another way); "each" a value case in every dtype besides.
     """
 
     name: str
@@ -99,6 +102,7 @@ class Sample:
     model: str = ""
     level: str = "core"
     bench: tuple[str, ...] = ()
+    cover: str = ""
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,9 @@ _SHAPES = (("scalar", (), None, False), ("scalar_dim", (), -1, True), ("one", (1
            ("all_keep", (3, 1025), None, True), ("long", (20011,), None, False), ("tall", (4099, 3), 0, False),
            ("empty_rows", (0, 5), 1, False))
 _EMPTY = (("empty_axis", (4, 0), 1, False), ("empty_all", (0,), None, False), ("empty_some", (3, 0, 2), (1, 2), True))
+# just past a block of a row (C, 65536), and tall and narrow enough that all threads share each column (C, 2^18 elements)
+_PAST = (("past_block", (2, 65637), 1),)
+_TALL = [Sample("tall_narrow", (In((16411, 16)),), {"dim": 0}, cover="once")]
 _SQUARES = (("square_last", (4096, 4096), -1), ("square_full", (4096, 4096), None), ("square_first", (4096, 4096), 0))
 _MODELS = (("resnet_pool", (1, 2048, 7, 7), (2, 3), "ResNet-50 global pooling", "inference", ("full", "vision")),
            ("bert_hidden", (128, 768), -1, "BERT-base hidden state", "inference", ("full",)),
@@ -154,6 +157,7 @@ _MODELS = (("resnet_pool", (1, 2048, 7, 7), (2, 3), "ResNet-50 global pooling", 
 
 def _samples(draw="normal", empty=True, quick=(), bench=("full",)):
     ugly = [Sample(n, (In(s, draw),), {"dim": d, "keepdim": k}) for n, s, d, k in _SHAPES + (_EMPTY if empty else ())]
+    ugly += [Sample(n, (In(s, draw),), {"dim": d}, cover="once") for n, s, d in _PAST]
     models = [Sample(n, (In(s, draw),), {"dim": d}, m, level, b) for n, s, d, m, level, b in _MODELS]
     return ugly + models + [Sample(n, (In(s, draw),), {"dim": d}, "", "full",
                                    (("quick",) if n in quick else ()) + bench)
@@ -163,6 +167,7 @@ def _samples(draw="normal", empty=True, quick=(), bench=("full",)):
 def _arg_samples():
     ugly = [Sample(n, (In(s),), {"dim": d, "keepdim": k}) for n, s, d, k in _SHAPES if d is None or isinstance(d, int)]
     nan = float("nan")
+    ugly += [Sample(n, (In(s, "int"),), {"dim": d}, cover="once") for n, s, d in _PAST]  # ints tie: the first block's wins
     return ugly + [Sample("ties", (In((7, 65), "int"),), {"dim": 1}),
                    Sample("ties_first", (In((65, 7), "int"),), {"dim": 0}),
                    Sample("nan_wins", (In((2, 4), dtype="float32", values=(1, nan, nan, 3, -1, -5, nan, -7)),),
@@ -197,7 +202,7 @@ op("sum(Tensor x, int[]? dim=None, bool keepdim=false, *, dtype? dtype=None) -> 
    infer=_infer_sum, rule="reduce", reference=_sum, budget=Reduction(terms=_length), cost=_cost(_infer_sum),
    doc="Sum over the axes dim (None or (): all of them), in float32 for float16 and bfloat16; integers and bools sum "
        "to int64 and wrap.  dtype: a wider floating dtype of the result.  The sum of no elements is 0.",
-   samples=_samples(quick=("square_last",)) + _DOUBLE, bad=(*_BAD, _BAD_NARROW), grad=_sum_grad,
+   samples=_samples(quick=("square_last",)) + _DOUBLE + _TALL, bad=(*_BAD, _BAD_NARROW), grad=_sum_grad,
    names={"aten": ("sum", "sum.dim_IntList"), "onnx": ("ReduceSum",), "paddle": ("sum",)})
 
 op("mean(Tensor x, int[]? dim=None, bool keepdim=false, *, dtype? dtype=None) -> Tensor", family="reduce",
@@ -230,11 +235,18 @@ op("var(Tensor x, int[]? dim=None, *, float correction=1, bool keepdim=false) ->
    infer=_infer_var, rule="reduce", reference=_var, budget=Conditioned(k=4, terms=_length), cost=_cost(_infer_var, 3),
    doc="Variance over the axes dim: squared distances from the mean, summed and divided by max(n - correction, 0), so "
        "that fewer elements than that give NaN or infinity.",
-   samples=_samples() + [Sample("population", (In((7, 65)),), {"dim": 1, "correction": 0.0}),
+   samples=_samples() + _TALL + [Sample("population", (In((7, 65)),), {"dim": 1, "correction": 0.0}),
                          Sample("far_from_zero", (In((2, 5), values=(1001, 1002, 1000, 1003, 1001, 5, 5, 5, 5, 5)),),
                                 {"dim": 1}),
                          Sample("overcorrected", (In((2, 2)),), {"dim": 1, "correction": 3.0})],
    bad=(*_BAD, _BAD_INT), grad=_var_grad, names={"aten": ("var.correction",), "paddle": ("var",)})
+
+
+
+def _late(hit):
+    """Only the last element decides."""
+    return Sample("last_decides", (In((65637,), dtype="float32", values=(*(float(not hit),) * 65636, float(hit))),), {}, cover="once")
+
 
 for _name, _test in (("any", np.any), ("all", np.all)):
     _infer_logical = _fold(_name, ANY, lambda name, x, dtype: _BOOL)
@@ -242,7 +254,7 @@ for _name, _test in (("any", np.any), ("all", np.all)):
        infer=_infer_logical, rule="reduce", reference=_logical(_test), budget=Exact(), cost=_cost(_infer_logical),
        doc=f"Whether {_name} elements along the axes dim are not zero (NaN is not zero); bool.  Of no elements: "
            f"{'False' if _name == 'any' else 'True'}.",
-       samples=[*_samples("int" if _name == "any" else "positive"),
+       samples=[*_samples("int" if _name == "any" else "positive"), _late(_name == "any"),
                 Sample("mask", (In((33, 5), "mask", "bool"),), {"dim": 0})],
        bad=_BAD, names={"aten": (_name, f"{_name}.dim", f"{_name}.dims"), "paddle": (_name,)})
 

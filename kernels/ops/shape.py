@@ -152,6 +152,9 @@ _COPY = [Sample(n, (In(s, "wide", layout=layout),), {}, "", "core") for n, s, la
            ("full",)),
     Sample("square_4096", (In((4096, 4096)),), {}, "", "full", ("full",)),
     Sample("square_4096_transposed", (In((4096, 4096), layout="transposed"),), {}, "", "full", ("quick", "full"))]
+# pieces of a long row (C, 64 KiB), results written past the caches (C, 4 MiB; turned ones from 1 MiB, in blocks of 512 x 1024)
+_COPY += [Sample("past_piece", (In((16411,)),), cover="once"), Sample("streamed", (In((1031, 521), dtype="int64"),), cover="once"),
+          Sample("streamed_turned", (In((1043, 521), "normal", layout="transposed"),), cover="once")]
 _CAT = [Sample(n, (tuple(In(s, "wide") for s in shapes),), {"dim": d}, "", "core") for n, shapes, d in (
     ("one_tensor", ((5,),), 0), ("vectors", ((1,), (7,), (0,), (13,)), 0), ("rows", ((3, 5), (2, 5)), 0),
     ("columns", ((3, 5), (3, 2)), -1),
@@ -159,6 +162,7 @@ _CAT = [Sample(n, (tuple(In(s, "wide") for s in shapes),), {"dim": d}, "", "core
     ("all_empty", ((0, 4), (0, 3)), 1),
     ("legacy_empty", ((0,), (2, 3)), 1), ("legacy_all_empty", ((0,), (0,)), 0), ("past_tile", ((2, 1025), (2, 3)), 1),
     ("many", tuple((2, i) for i in range(1, 12)), 1))] + [
+    Sample("streamed", ((In((131, 2503), dtype="int64"), In((131, 1553), dtype="int64")),), {"dim": 1}, cover="once"),
     Sample("kv_cache", ((In((1, 32, 511, 128)), In((1, 32, 1, 128))),), {"dim": 2}, "Llama-7B key cache, decode",
            "full", ("full", "llm")),
     Sample("rotary_halves", ((In((1, 4, 33, 16)), In((1, 4, 33, 16))),), {"dim": -1}, "Llama-7B rotary embedding",
@@ -169,6 +173,9 @@ _TRIANGLES = [Sample(f"{n}_{k}".replace("-", "minus_"), (In(s, "wide"),), {"diag
     ("no_rows", (0, 4), 0), ("no_columns", (4, 0), 0),
     ("no_batch", (0, 3, 3), 0), ("past_tile", (65, 129), 5))] + [
     Sample("transposed", (In((9, 17), "wide", layout="transposed"),), {"diagonal": 1}),
+    Sample("past_batch", (In((7, 33, 17), "wide"),), {"diagonal": -2}),
+    Sample("far_diagonal", (In((2, 33013)),), {"diagonal": 32901}, cover="once"),
+    Sample("streamed", (In((3, 521, 347), dtype="int64"),), {"diagonal": 3}, cover="once"),
     Sample("causal_mask", (In((128, 128), "mask", "bool"),), {}, "causal mask, 128 tokens", "inference"),
     Sample("square_4096", (In((4096, 4096)),), {}, "", "full", ("full",))]
 _INT, _F32 = {"dtype": BY_NAME["int64"]}, {"dtype": BY_NAME["float32"]}
@@ -191,6 +198,13 @@ _FULLS = [Sample("scalar", (), {"shape": (), "value": 3.0}), Sample("one", (), {
           Sample("fraction", (), {"shape": (5,), "value": 2.75, **_F32}),
           Sample("truncates", (), {"shape": (5,), "value": -2.75, **_INT}),
           Sample("rounds", (), {"shape": (3,), "value": 0.1, "dtype": BY_NAME["bfloat16"]}),
+          # beside the middle of two neighbours: rounded through float32 each would go the other way
+          *(Sample(f"{side}_middle_{to}", (), {"shape": (3,), "value": 1 + step + (2.0**-40 if side == "above" else -(2.0**-40)),
+                                               "dtype": BY_NAME[to]})
+            for to, step in (("bfloat16", 2.0**-8), ("float16", 2.0**-11)) for side in ("above", "below")),
+          *(Sample(f"below_odd_middle_{to}", (), {"shape": (3,), "value": 1 + 3 * step - 2.0**-40, "dtype": BY_NAME[to]})
+            for to, step in (("bfloat16", 2.0**-8), ("float16", 2.0**-11))),
+          Sample("streamed", (), {"shape": (1031, 521), "value": 3.0, **_INT}, cover="once"),
           Sample("infinite", (), {"shape": (3,), "value": float("-inf"), **_F32}),
           Sample("nan", (), {"shape": (3,), "value": float("nan"), **_F32}),
           Sample("square_4096", (), {"shape": (4096, 4096), "value": 1.0, **_F32}, "", "full", ("full",))]

@@ -69,7 +69,13 @@ def _cost(per_element: int):
 
 # 1s, primes, one past a tile (1024 is the widest block of the row kernels), an inner axis, zero sizes, 0-d
 _SHAPES = (("scalar", (), -1), ("one", (1,), 0), ("prime", (7, 13), 1), ("past_tile", (3, 1025), -1), ("inner", (5, 33, 3), 1),
-           ("first", (129, 4), 0), ("empty_rows", (0, 5), 1), ("empty_axis", (4, 0), 1), ("wide", (2, 4099), -1))
+           ("first", (129, 4), 0), ("empty_rows", (0, 5), 1), ("empty_axis", (4, 0), 1), ("wide", (2, 4099), -1),
+           ("columns", (3, 19, 33), 1))
+# just past where kernels change their way: rows kept in registers (Triton, 8192) or L2 (C, 32768), rows for several threads,
+# columns side by side too many to keep (C, 32768 / 64 and more), results written past the caches (C, 4 MiB)
+_PAST = [Sample(name, (In(shape, dtype=dt),), {"dim": dim}, cover="once") for name, shape, dim, dt in (
+    ("past_row", (2, 32801), -1, None), ("many_rows", (4099, 5), -1, None), ("past_columns", (2053, 17), 0, None),
+    ("streamed", (517, 1019), 1, "float64"))]
 _MODELS = (("bert_scores", (8, 12, 128, 128), "BERT-base attention scores", "inference", ("full",)),
            ("square_4096", (4096, 4096), "", "full", ("full",)), ("llama_vocab", (128, 32000), "Llama-7B logits", "full", ("full", "llm")))
 
@@ -81,20 +87,25 @@ def _samples(*draws: str, quick=()):
                           ("quick", *bench) if name in quick else bench) for name, shape, model, level, bench in _MODELS]
 
 
+_NOTHING = float("-inf")
+_HIDDEN = [Sample("row_of_minus_inf", (In((2, 5), values=(1, _NOTHING, 2, 3, 4, *(_NOTHING,) * 5)),), {"dim": 1}, cover="each"),
+           Sample("column_of_minus_inf", (In((2, 17), values=tuple(_NOTHING if i in (2, 19) else float(i % 5) for i in range(34))),),
+                  {"dim": 0}, cover="each")]
 _BAD_DIM = Bad("dim_2_of_2", (In((3, 4)),), ShapeError, ("dim 2", "-2 <= dim < 2"), {"dim": 2})
 _BAD_INT = Bad("int32", (In((3, 4), "int"),), DTypeError, ("int32", "float32"), {"dim": -1}, dtype="int32")
 _BAD_PAIR = Bad("shapes_differ", (In((3, 4)), In((4, 3))), ShapeError, ("(3, 4)", "(4, 3)"), {"dim": -1})
 
 op("softmax(Tensor x, int dim=-1) -> Tensor", family="softmax", dtypes=FLOATS, infer=_like_x("softmax"), rule="same",
    doc="exp(x) divided by its sum along dim, shifted by the maximum so that nothing overflows.",
-   reference=_softmax, budget=Conditioned(k=4, terms=_length), cost=_cost(5), samples=_samples("normal", quick=("square_4096",)),
+   reference=_softmax, budget=Conditioned(k=4, terms=_length), cost=_cost(5),
+   samples=_samples("normal", quick=("square_4096",)) + _HIDDEN + _PAST,
    bad=(_BAD_DIM, _BAD_INT),
    grad=lambda o, dy, inputs, y, attrs: (o.softmax_backward(dy, y, attrs["dim"]),),
    names={"aten": ("_softmax",), "onnx": ("Softmax",), "paddle": ("softmax",)})
 
 op("log_softmax(Tensor x, int dim=-1) -> Tensor", family="softmax", dtypes=FLOATS, infer=_like_x("log_softmax"), rule="same",
    doc="Logarithm of softmax along dim, computed without forming the quotient.",
-   reference=_log_softmax, budget=Conditioned(k=4, terms=_length), cost=_cost(5), samples=_samples("normal"),
+   reference=_log_softmax, budget=Conditioned(k=4, terms=_length), cost=_cost(5), samples=_samples("normal") + _HIDDEN + _PAST[:1],
    bad=(_BAD_DIM, _BAD_INT), grad=lambda o, dy, inputs, y, attrs: (o.log_softmax_backward(dy, y, attrs["dim"]),),
    names={"aten": ("_log_softmax",), "onnx": ("LogSoftmax",), "paddle": ("log_softmax",)})
 

@@ -40,6 +40,15 @@ def int_to_odd(x):
 
 
 @triton.jit
+def uint64_to_odd(x):
+    """uint64 to float32, rounded to odd: from 2**63 on, which is no int64, halved first."""
+    large = x.to(tl.int64, bitcast=True) < 0
+    half = ((x >> 1) | (x & 1)).to(tl.int64, bitcast=True)
+    r = int_to_odd(tl.where(large, half, x.to(tl.int64, bitcast=True)))
+    return tl.where(large, r * 2.0, r)
+
+
+@triton.jit
 def float_to_int32(x):
     """Truncated; NaN and what int32 cannot hold become its least value."""
     fits = (x >= -2147483648.0) & (x < 2147483648.0)
@@ -55,8 +64,8 @@ def float_to_int64(x):
 
 @triton.jit
 def float_to_uint64(x):
-    """Through int64 below 2**63, shifted by 2**63 above."""
-    above = x >= 9223372036854775808.0
+    """Through int64 below 2**63, shifted by 2**63 above; what lies outside becomes 2**63, int64's least value."""
+    above = (x >= 9223372036854775808.0) & (x < 18446744073709551616.0)
     low = float_to_int64(tl.where(above, x - 9223372036854775808.0, x))
     return tl.where(above, low ^ tl.full(x.shape, -9223372036854775808, tl.int64), low).to(tl.uint64, bitcast=True)
 
@@ -125,8 +134,8 @@ def conversion(source: DType, target: DType, value: str) -> str:
     if narrow and floating and source_size == 8:
         value = f"convert.double_to_odd({value})"
     elif narrow and not floating:
-        # what a float32 holds exactly needs no second look; uint64 beyond int64 is rounded twice
-        value = f"convert.int_to_odd({value})" if source_size >= 4 else f"{value}.to(tl.float32)"
+        odd = "uint64_to_odd" if source.name == "uint64" else "int_to_odd"
+        value = f"convert.{odd}({value})" if source_size >= 4 else f"{value}.to(tl.float32)"  # 16 bits are a float32
     if target.name in _TO_BYTE:
         return f"convert.{_TO_BYTE[target.name]}({value}{'.to(tl.float32)' if not narrow else ''})"
     return f"{value}.to(tl.{target.name})"

@@ -274,6 +274,11 @@ _IDENTITY = {("max", "float32"): float("-inf"), ("max", "float64"): float("-inf"
              **dict.fromkeys((("prod", "float32"), ("prod", "float64"), ("prod", "int32"), ("prod", "int64")), 1)}
 
 
+def _identity(op: str, acc: str, map: str) -> Any:
+    """What changes nothing; of truths, which are 0 and 1 and may be written as bools, 1 for "min"."""
+    return int(op == "min") if map == "truth" else _IDENTITY.get((op, acc), 0)
+
+
 def _fold_rows(op: str, x: Tensor, view: Rows, y: Tensor, acc: DType, divisor: float | None = None, map: str = "",
                centre: Tensor | None = None, end: str = "", power: float = 0.0) -> None:
     """y (contiguous, one element a row) = op over x's rows, in one launch or two; map, centre, end: see the kernel."""
@@ -286,7 +291,7 @@ def _fold_rows(op: str, x: Tensor, view: Rows, y: Tensor, acc: DType, divisor: f
     number: Any = F64 if acc.name == "float64" else float
     launch(reduce_kernel, (capped(device, programs(view.rows, block_i) * pieces),), x, x if centre is None else centre, target,
            view.rows, *_steps(view), piece, pieces, Step(view.stride_o), Step(view.stride_n), Step(view.stride_i), number(divisor or 0.0),
-           number(power), OP=op, MAP=map, END=end if pieces == 1 else "", ACC=_ACC[acc.name], IDENTITY=_IDENTITY.get((op, acc.name), 0),
+           number(power), OP=op, MAP=map, END=end if pieces == 1 else "", ACC=_ACC[acc.name], IDENTITY=_identity(op, acc.name, map),
            DIVIDE=divisor is not None and pieces == 1, BIG=view.reach >= _LARGE, BLOCK_N=block_n, BLOCK_I=block_i)
     if pieces > 1:
         _fold_rows(op, target, Rows(1, pieces, view.rows, 0, view.rows, 1), y, acc, divisor, centre=centre, end=end, power=power)
@@ -499,7 +504,7 @@ def matrix() -> Iterator[tuple[str, Any, tuple, dict[str, Any], int]]:
                                  ("sum", "*fp32", "float32", "exp", "log"), ("sum", "*fp32", "float32", "power", "root")):
         for where, sizes, block in (("last axis", last, (TILE, 1)), ("first axis", first, (TILE // 64, 64))):
             yield f"{op} {how} {t} {where}", reduce_kernel, ((t, True), (t, True), (t, True), *sizes, *((("fp64" if acc == "float64" else "fp32"), False),) * 2), \
-                {"OP": op, "MAP": how, "END": end, "ACC": _ACC[acc], "IDENTITY": _IDENTITY.get((op, acc), 0), "DIVIDE": False,
+                {"OP": op, "MAP": how, "END": end, "ACC": _ACC[acc], "IDENTITY": _identity(op, acc, how), "DIVIDE": False,
                  "BIG": False, "BLOCK_N": block[0], "BLOCK_I": block[1]}, 4
     for where, sizes, block in (("last axis", last, (TILE, 1)), ("first axis", first, (TILE // 64, 64))):
         yield f"argmax *fp32 {where}", arg_kernel, (("*fp32", True), ("*i64", True), ("*fp32", True), ("*i64", True), *sizes), \

@@ -6,6 +6,7 @@ which cost nothing (hal/tensor.py).
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -124,10 +125,21 @@ def full_kernel(y_ptr, value, n, BLOCK: tl.constexpr):
 
 def full(*, shape: Sequence[int], value: float, dtype: DType, out: Tensor) -> None:
     number: float | int = Data(value) if dtype.is_integer else Data(value != 0) if dtype.kind == "b" else \
-        F64(value) if dtype.name == "float64" else _single(value)
+        F64(value) if dtype.name == "float64" else _single(value) if dtype.itemsize == 4 else _odd(value)
     if out.numel:
         with writable(out) as y:
             launch(full_kernel, (capped(device_of(out), programs(out.numel, BLOCK)),), y, number, out.numel, BLOCK=BLOCK)
+
+
+def _odd(value: float) -> float:
+    """A float32 rounded to odd: the device rounds it to 16 bits, and nothing is rounded twice (Boldo & Melquiond 2008)."""
+    if math.isinf(_single(value)) or math.isnan(value):
+        return _single(value)
+    near = struct.unpack("<f", struct.pack("<f", value))[0]
+    if near == value:
+        return value
+    bits = struct.unpack("<I", struct.pack("<f", near))[0] - (abs(near) > abs(value)) | 1
+    return struct.unpack("<f", struct.pack("<I", bits))[0]
 
 
 def _single(value: float) -> float:
