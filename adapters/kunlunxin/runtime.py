@@ -173,10 +173,11 @@ class KunlunxinDriver(TableDriver):
         return f"{pci:012x}" if pci else ""
 
     def sync(self, device: int) -> None:
-        super().sync(device)
+        """Stream by stream, since xpu_wait waits for one: before the engine's, which lets go of what queued copies read."""
         for handle, slot in self._handles.of(device):
             if slot.kind == "stream":
                 self.stream_sync(handle)
+        super().sync(device)
 
     # ---- streams -----------------------------------------------------------------------------------------------------------
     def _queued(self, stream: int) -> None:

@@ -16,7 +16,9 @@ _N = 4096
 _STILL_S = 0.05
 _DELAY_S = 0.02  # the host delay that elapsed times are compared with
 _REUSES = 10_000
+_LARGE = (2 << 20) + 1  # bytes of a copy that another engine than the stream's own may run
 _S = 1_000_000_000  # ns
+_COARSEST_NS = 1_000_000  # a resolution beyond which event times excuse anything; runtimes have 0.5 to 1 us
 
 
 def _sync_event(s: Subject, event: int, what: str, timeout_ns: int = 5 * _S) -> None:
@@ -29,6 +31,7 @@ def record_wait(s: Subject) -> None:
     producer, consumer, event = s.stream(), s.stream(), s.event()
     address, other = s.alloc(_N), s.alloc(_N)
     _ordered(s, producer, consumer, event, address, other, 11)
+    _after_copy(s, producer, consumer, event)
     with suppress(NotOffered), s.blocked(producer) as gate:
         seen = _chain(s, producer, consumer, event, address, other, 12)
         s.quiet(lambda: s.driver.stream_query(consumer), "a stream is ready while it waits for an event that has not happened", _STILL_S)
@@ -37,6 +40,57 @@ def record_wait(s: Subject) -> None:
         gate.set()
         sync_within(s, consumer, "a stream whose event has happened")
         require(holds(seen, 12), f"the waiting stream read {seen[0]}; needs 12, written before the event")
+    with suppress(NotOffered):
+        _all_wait(s, producer, event)
+
+
+def _after_copy(s: Subject, producer: int, consumer: int, event: int) -> None:
+    """A record behind a large copy on the device, which another engine of the chip may run, waits for it."""
+    n = min(_LARGE, s.caps.max_alloc_bytes)
+    source, target, data = s.alloc(n), s.alloc(n), s.pattern(n)
+    for how in ("another stream", "event_sync"):
+        s.upload(source, data)
+        s.fill(target, 0, n)
+        s.driver.copy(s.device, Copy(DEVICE_TO_DEVICE, target, source, n), producer)
+        s.driver.event_record(event, producer)
+        if how == "event_sync":
+            _sync_event(s, event, "an event behind a large copy")
+        else:
+            s.driver.stream_wait_event(consumer, event)
+        seen = s.download(target, n, consumer)
+        sync_within(s, consumer, "a stream that waited for an event")
+        require((seen == data).all(), f"{how} passed an event in front of which a copy of {n} bytes had not ended")
+        data = data[::-1].copy()
+    s.free(source)
+    s.free(target)
+
+
+def _all_wait(s: Subject, producer: int, event: int) -> None:
+    """Every stream that waits for a record is held back, stream 0 as well."""
+    streams, address = [s.stream() for _ in range(3)], s.alloc(_N)
+    passed = [np.zeros(_N, np.uint8) for _ in streams]
+    s.upload(address, np.zeros(_N, np.uint8))
+    found: list[np.ndarray] = []
+
+    def on_zero() -> None:
+        if not s.validated:  # the layer takes no wait on stream 0
+            s.driver.stream_wait_event(0, event)
+            found.append(s.download(address, _N))
+
+    with s.blocked(producer) as gate:
+        s.fill(address, 13, _N, producer)
+        s.driver.event_record(event, producer)
+        for i, stream in enumerate(streams):
+            s.driver.stream_wait_event(stream, event)
+            passed[i] = s.download(address, _N, stream)
+        ended = start(s, on_zero)
+        s.quiet(lambda: not s.validated and ended() or any(s.driver.stream_query(h) for h in streams), "of several streams that wait for one event, stream 0 among them, "
+                "one passed it before it happened", _STILL_S)
+        gate.set()
+        for stream in streams:
+            sync_within(s, stream, "a stream whose event has happened")
+        s.until(ended, "stream 0, whose event has happened")
+    require(all(holds(seen, 13) for seen in (*passed, *found)), "a stream that waited for an event did not see what was written before it")
 
 
 def _chain(s: Subject, producer: int, consumer: int, event: int, address: int, other: int, byte: int) -> np.ndarray:
@@ -149,6 +203,8 @@ def timeout(s: Subject) -> None:
         s.expect(Timeout, s.driver.event_sync, event, timeout_ns)
         took.append(time.monotonic() - begin)
 
+    s.driver.event_record(event, stream)  # an earlier record that is complete changes nothing
+    _sync_event(s, event, "an event on an idle stream")
     with s.blocked(stream):
         s.fill(address, 1, _N, stream)
         s.driver.event_record(event, stream)
@@ -166,23 +222,35 @@ def timeout(s: Subject) -> None:
 @check(54, "elapsed", "S", needs=("stream", "event", "event_elapsed_ns"))
 def elapsed(s: Subject) -> None:
     """Times between events are nanoseconds: as long as the host's, antisymmetric, never backwards."""
-    stream, a, b = s.stream(), s.event(), s.event()
+    stream, other = s.stream(), s.stream()
     unit = s.caps.event_unit_ns
+    require(unit <= _COARSEST_NS, f"event_unit_ns is {unit}; needs at most {_COARSEST_NS}, else times of work say nothing")
 
-    def mark(event: int) -> None:
+    def mark(event: int, stream: int = stream) -> None:
         s.driver.event_record(event, stream)
         _sync_event(s, event, "an event on an idle stream")
 
-    before = time.monotonic_ns()
-    mark(a)
-    low = time.monotonic_ns()
-    time.sleep(_DELAY_S)
-    low = time.monotonic_ns() - low
-    mark(b)
-    high = time.monotonic_ns() - before
-    ns = s.driver.event_elapsed_ns(a, b)
-    require(isinstance(ns, int), f"event_elapsed_ns gave {ns!r}; needs an integer")
-    require(0.95 * low - 2 * unit <= ns <= 1.05 * high + 2 * unit, f"elapsed {ns} for events that the host saw {low} to {high} ns apart")
+    def apart(first: int, second: int) -> tuple[int, int, int]:
+        """(nanoseconds, two events) of events on two streams, as long apart as the host saw."""
+        a, b = s.event(), s.event()
+        before = time.monotonic_ns()
+        mark(a, first)
+        low = time.monotonic_ns()
+        time.sleep(_DELAY_S)
+        low = time.monotonic_ns() - low
+        mark(b, second)
+        high = time.monotonic_ns() - before
+        ns = s.driver.event_elapsed_ns(a, b)
+        require(isinstance(ns, int), f"event_elapsed_ns gave {ns!r}; needs an integer")
+        where = "" if first == second == stream else " on stream 0" if not second else " on two streams"
+        require(0.95 * low - 2 * unit <= ns <= 1.05 * high + 2 * unit, f"elapsed {ns} for events{where} that the host saw {low} to {high} ns apart")
+        return ns, a, b
+
+    apart(stream, other)
+    apart(0, 0)
+    with suppress(NotOffered):
+        _when_reached(s, stream, unit)
+    ns, a, b = apart(stream, stream)
     back = s.driver.event_elapsed_ns(b, a)
     require(abs(ns + back) <= 2 * unit, f"elapsed {ns} one way and {back} the other; needs the same with the other sign")
     require(abs(s.driver.event_elapsed_ns(a, a)) <= unit, f"elapsed {s.driver.event_elapsed_ns(a, a)} from an event to itself")
@@ -199,6 +267,19 @@ def elapsed(s: Subject) -> None:
     refused = (ArgumentError, Unsupported, InvalidHandle)
     s.expect(refused, s.driver.event_elapsed_ns, a, plain)
     s.expect(refused, s.driver.event_elapsed_ns, plain, a)
+
+
+def _when_reached(s: Subject, stream: int, unit: int) -> None:
+    """An event's time is when its stream has come to it, not when it was queued."""
+    a, b = s.event(), s.event()
+    with s.blocked(stream) as gate:
+        s.driver.event_record(a, stream)
+        s.driver.host_func(stream, lambda: time.sleep(_DELAY_S))
+        s.driver.event_record(b, stream)
+        gate.set()
+        _sync_event(s, b, "an event behind a host function")
+    ns = s.driver.event_elapsed_ns(a, b)
+    require(ns >= 0.9e9 * _DELAY_S - 2 * unit, f"elapsed {ns} ns around a host function of {_DELAY_S * 1e3:g} ms; an event's time is when its stream reaches it")
 
 
 @check(55, "destroy_pending", "S", needs=("stream", "event"))

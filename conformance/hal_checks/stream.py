@@ -17,6 +17,7 @@ from .check import NotOffered, Subject, check, host, require
 
 _N = 4096  # bytes of most buffers here
 _MANY = 1000
+_STREAMS = 12  # that sync of a device waits for
 _STILL_S = 0.05  # how long something that must wait is watched
 
 
@@ -93,6 +94,26 @@ def in_order(s: Subject) -> None:
     wanted = np.repeat(np.arange(1, 65, dtype=np.uint8), step)
     wrong = np.flatnonzero(seen != wanted)
     require(not wrong.size, f"{wrong.size} bytes are of another fill than the last over them, the first at {wrong[:1]}")
+    for n in (65_537, min((2 << 20) + 1, s.caps.max_alloc_bytes)):
+        _relay(s, stream, n)
+
+
+def _relay(s: Subject, stream: int, n: int) -> None:
+    """Copies that follow each other see what the one before brought, and all is there when the stream counts as done."""
+    a, b, data = s.alloc(n), s.alloc(n), s.pattern(n)
+    for end in ("sync", "query"):
+        s.fill(a, 0, n)
+        s.fill(b, 0, n)
+        s.upload(a, data, stream)
+        s.driver.copy(s.device, Copy(DEVICE_TO_DEVICE, b, a, n), stream)
+        seen = s.download(b, n, stream)
+        if end == "sync":
+            s.driver.stream_sync(stream)
+        else:
+            s.until(lambda: s.driver.stream_query(stream), f"a stream with copies of {n} bytes becomes ready")
+        require((seen == data).all(), f"a copy of {n} bytes to the device, on it and back: {int((seen != data).sum())} bytes were not there after stream_{end}")
+    s.free(a)
+    s.free(b)
 
 
 @check(40, "submission_returns", "S", needs=("stream", "host_func", "caps.async_copy"))
@@ -109,17 +130,23 @@ def submission_returns(s: Subject) -> None:
         s.upload(address, data, stream)
         s.driver.copy(s.device, Copy(DEVICE_TO_DEVICE, other, address, _N), stream)
         found.append(s.download(other, _N, stream))
+        found.append(np.zeros(_N // 2, np.uint8))
+        s._kept.append(found[1])
+        s.driver.copy(s.device, Copy(DEVICE_TO_HOST, host(found[1]), other, 64, _N // 128, 64, 128), stream)
+        if s.offers("fill"):
+            s.driver.fill(s.device, other, b"\x01\x02\x03\x04", _N, stream)
         s.fill(address, 7, _N, stream)
         s.driver.host_func(stream, lambda: None)
 
     with s.blocked(stream):
         s.until(start(s, submit), "queueing copies and fills on a blocked stream")
-        s.quiet(lambda: found[0].any(), "a copy queued behind a blocked host function has happened already")
+        s.quiet(lambda: found[0].any() or found[1].any(), "a copy queued behind a blocked host function has happened already")
         seen = s.download(address, _N, aside), s.download(other, _N, aside)
         sync_within(s, aside, "a stream beside a blocked one")
         require(not seen[0].any() and not seen[1].any(), "work queued behind a blocked host function has reached the device already")
     sync_within(s, stream, "a released stream")
     require((found[0] == data).all(), "the copies queued while the stream was blocked gave wrong bytes")
+    require((found[1] == data.reshape(-1, 2, 64)[:, 0].reshape(-1)).all(), "a copy of rows queued while the stream was blocked gave wrong bytes")
     require(holds(s.download(address, _N), 7), "the fill queued while the stream was blocked did not happen")
 
 
@@ -189,33 +216,46 @@ def _queue(s: Subject, stream: int, address: int) -> np.ndarray:
 
 @check(44, "device_sync", "S", needs=("stream",))
 def device_sync(s: Subject) -> None:
-    """sync of the device waits for every stream of it."""
-    streams = [s.stream() for _ in range(4)]
-    address = s.alloc(4 * _N)
-    for at in (0, 2, 3) if s.offers("host_func") else ():
-        s.upload(address, np.zeros(4 * _N, np.uint8))
+    """sync of the device waits for every stream of it, and so does sync of another device for its own."""
+    _syncs(s, s.device, (0, 5, _STREAMS - 1))
+    if s.count > 1:
+        _syncs(s, s.other(), (1,))
+
+
+def _syncs(s: Subject, device: int, blocked: tuple[int, ...]) -> None:
+    """Blocks one stream after another of many, with an event recorded on each second one."""
+    streams = [s.stream(device=device) for _ in range(_STREAMS)]
+    events = [s.event(device=device) for _ in streams[::2]] if s.offers("event") else []
+    address = s.alloc(_STREAMS * _N, device=device)
+
+    def queue() -> None:
+        for i, stream in enumerate(streams):
+            s.fill(address + i * _N, i + 1, _N, stream, device=device)
+        for event, stream in zip(events, streams[::2]):
+            s.driver.event_record(event, stream)
+
+    for at in blocked if s.offers("host_func") else ():
+        s.upload(address, np.zeros(_STREAMS * _N, np.uint8), device=device)
         try:
             with s.blocked(streams[at]) as gate:
-                for i, stream in enumerate(streams):
-                    s.fill(address + i * _N, i + 1, _N, stream)
-                ended = start(s, lambda: s.driver.sync(s.device))
-                s.quiet(ended, f"sync of the device returned while stream {at + 1} of 4 was blocked", _STILL_S)
+                queue()
+                ended = start(s, lambda: s.driver.sync(device))
+                s.quiet(ended, f"sync of device {device} returned while stream {at + 1} of {_STREAMS} was blocked", _STILL_S)
                 gate.set()
                 s.until(ended, "sync of the device after its blocked stream was released")
         except NotOffered:
             break
-        _four(s, address)
-    s.upload(address, np.zeros(4 * _N, np.uint8))
-    for i, stream in enumerate(streams):
-        s.fill(address + i * _N, i + 1, _N, stream)
-    s.until(start(s, lambda: s.driver.sync(s.device)), "sync of the device")
-    _four(s, address)
+        _all(s, address, device)
+    s.upload(address, np.zeros(_STREAMS * _N, np.uint8), device=device)
+    queue()
+    s.until(start(s, lambda: s.driver.sync(device)), "sync of the device")
+    _all(s, address, device)
 
 
-def _four(s: Subject, address: int) -> None:
-    seen = s.download(address, 4 * _N).reshape(4, _N)
-    late = [i + 1 for i in range(4) if not holds(seen[i], i + 1)]
-    require(not late, f"after sync of the device, work of the streams {late} of 4 has not happened")
+def _all(s: Subject, address: int, device: int) -> None:
+    seen = s.download(address, _STREAMS * _N, device=device).reshape(_STREAMS, _N)
+    late = [i + 1 for i in range(_STREAMS) if not holds(seen[i], i + 1)]
+    require(not late, f"after sync of device {device}, work of the streams {late} of {_STREAMS} has not happened")
 
 
 @check(45, "stream_zero", "S", needs=("stream", "host_func", "caps.async_copy"))
@@ -271,6 +311,12 @@ def host_func(s: Subject) -> None:
     with suppress(NotOffered), s.blocked(stream):  # the driver must work on while a host function runs
         s.until(start(s, use), "calls on other handles while a host function runs (it must not run with a lock held)")
     sync_within(s, stream, "a released stream")
+    if s.validated:  # the layer takes no host function and no wait on stream 0
+        return
+    zero: list[int] = []
+    s.driver.host_func(0, lambda: zero.append(1))
+    s.until(lambda: zero, "a host function on stream 0 runs")
+    s.quiet(lambda: len(zero) > 1, "a host function on stream 0 ran twice", 0.005)
 
 
 @check(47, "many_streams", "S", needs=("stream",))
