@@ -8,6 +8,8 @@ import fnmatch
 import hashlib
 import os
 import platform
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -192,6 +194,8 @@ def _facts(driver: Driver, device: int) -> dict[str, Any]:
     count = devices_of(driver)
     facts: dict[str, Any] = {"driver": driver.name, "vendor": driver.vendor, "driver_version": driver.version, "devices": count,
                              "groups": [g for g in GROUPS if offers(driver, g)], "adapter_path": str(getattr(driver, "path", ""))}
+    facts["extra"] = {"haian": _haian(), "adapter sha256": _digest(driver), "not offered, so not checked": ", ".join(g for g in GROUPS if not offers(driver, g)) or "-",
+                      "runs": "every check bare and, where it means something, under the validation layer; HAIAN_VALIDATE changes neither"}
     if not 0 <= device < count:
         return {**facts, "absent": f"{driver.name} has {count} devices, numbered from 0; number {device} was asked for"}
     try:
@@ -200,6 +204,25 @@ def _facts(driver: Driver, device: int) -> dict[str, Any]:
     except HaianError as error:  # a finding of check 10; the run goes on
         facts |= {"model": f"props failed: {error}"}
     return facts
+
+
+def _digest(driver: Driver) -> str:
+    """Of the file that defines the driver, and its name: what a report is about.  "-" where there is no file."""
+    defined = getattr(sys.modules.get(type(driver).__module__), "__file__", None)
+    path = Path(getattr(driver, "path", "") or defined or "")
+    return f"{hashlib.sha256(path.read_bytes()).hexdigest()} of {path.name}" if path.is_file() else "-"
+
+
+def _haian() -> str:
+    """Version, and the revision of a source tree."""
+    from .. import __version__
+
+    root = Path(__file__).resolve().parent.parent
+    try:
+        done = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return __version__
+    return f"{__version__} ({done.stdout.strip()})" if done.returncode == 0 and (root / ".git").exists() else __version__
 
 
 def _allowed(name: str) -> Allowances:

@@ -139,8 +139,7 @@ def from_code(code: int, message: str) -> HaianError:
     A driver that fails with an unknown code seldom leaves a message, and what ``last_error`` then has is of an earlier failure.
     """
     cls = CODES.get(code)
-    return cls(message) if cls else InternalError(f"unknown status code {code}, needs one of hal_status; the driver's last message, "
-                                                  f"perhaps of an earlier failure: {message}")
+    return cls(message) if cls else InternalError(f"{message} (status code {code} is unknown, needs one of hal_status; the message may be of an earlier failure)")
 
 
 def wrong_type(what: str, value: object, needed: str) -> ArgumentError:

@@ -58,9 +58,9 @@ def test_a_table_is_what_new_writes_by_default(tmp_path):
     assert "Runtime(" in (tmp_path / "mychip/haian_mychip/runtime.py").read_text()
 
 
-@pytest.mark.parametrize("name", ["", "MyChip", "9chip", "my-chip", "my chip", "../chip", "a" * 32, "chíp", "cpu", "sim", "cuda"])
+@pytest.mark.parametrize("name", ["", "MyChip", "9chip", "my-chip", "my chip", "../chip", "a" * 32, "chíp", "cpu", "sim", "cuda", "haian", "class", "import"])
 def test_bad_and_taken_names(name, tmp_path):
-    with pytest.raises(ArgumentError, match="needs a lower-case word|is taken") as error:
+    with pytest.raises(ArgumentError, match="needs a lower-case word|is taken|is a word of") as error:
         adapter_cli.write(name, "c", tmp_path)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
@@ -105,12 +105,87 @@ def test_and_reaches_further(kind, tmp_path):
     assert summary.counts["pass"] >= (30 if kind == "python" else 75)
 
 
+@needs_compiler
+@pytest.mark.parametrize("kind", KINDS)
+def test_make_check_works_before_and_behind_an_installation(kind, tmp_path):
+    """`pip install .` leaves build/ and haian_mychip.egg-info beside haian_mychip; neither is an adapter."""
+    folder = build(kind, tmp_path)
+    (folder / "haian_mychip.egg-info").mkdir()
+    (folder / "build" / "lib").mkdir(parents=True)
+    text = (folder / "Makefile").read_text()
+    assert f"--level {KINDS[kind]}" in text
+    (folder / "Makefile").write_text(text.replace(f"--level {KINDS[kind]}", "--level L0"))
+    done = subprocess.run(["make", "-s", "check"], cwd=folder, capture_output=True, text=True, env=ENV)
+    assert done.returncode == 0 and "level L0 granted" in done.stdout, done.stdout + done.stderr
+    (folder / "haian_other").mkdir()
+    assert run("check", ".", cwd=folder).returncode == 3  # two packages: which one is not guessed
+
+
+def test_what_a_device_that_cannot_say_what_it_is_costs(tmp_path):
+    """`haian devices` lists the others, and says on stderr why it and broken adapters are not there."""
+    folder = adapter_cli.write("mychip", "python", tmp_path)
+    path = folder / "haian_mychip/runtime.py"
+    path.write_text(path.read_text().replace("        self._check(device)  # FILL IN: your facts", "        raise ArgumentError('no\\nfacts')  # FILL IN: your facts"))
+    (tmp_path / "many.py").write_text("from haian.hal.driver import Driver\nclass Many(Driver):\n    name = 'many'\n    def device_count(self):\n        return 2_000_000_000\n")
+    (tmp_path / "boom.py").write_text("raise RuntimeError('boom\\nsecond line')\n")
+    (tmp_path / "own.py").write_text("from haian.hal.driver import Driver\nclass Own(Driver):\n    name = 'haian'\n    def device_count(self):\n        return 1\n")
+    env = {**ENV, "HAIAN_ADAPTER_PATH": os.pathsep.join(map(str, (path, tmp_path / "many.py", tmp_path / "boom.py", tmp_path / "own.py")))}
+
+    def haian(*words):
+        return subprocess.run([sys.executable, "-m", "haian.cli", *words], capture_output=True, text=True, env=env, timeout=60)
+
+    done = haian("devices")
+    assert done.returncode == 0 and "cpu:0" in done.stdout and "sim:0" in done.stdout and "mychip" not in done.stdout, done.stderr
+    for words in ("mychip:0: its props failed: ArgumentError: no facts", "many failed: adapter 'many': device_count() gave 2000000000; needs 0 to 256",
+                  "boom failed: adapter boom: RuntimeError: boom second line", "haian failed: adapter name 'haian' is haian's own"):
+        assert sum(words in line for line in done.stderr.splitlines()) == 1, (words, done.stderr)
+    rows = json.loads(haian("devices", "--json").stdout)
+    assert {r["device"]: r.get("error") for r in rows}["mychip:1"] == "ArgumentError: no facts"
+    done = haian("doctor")
+    assert done.returncode == 1 and "boom second line" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_doctor_folds_what_is_left_out():
+    for words, folded in ((["doctor"], True), (["doctor", "--verbose"], False)):
+        done = subprocess.run([sys.executable, "-m", "haian.cli", *words], capture_output=True, text=True, env={**ENV, "HAIAN_ADAPTERS": "sim"})
+        assert done.returncode == 0 and ("skipped, since HAIAN_ADAPTERS=sim does not name them: ascend, " in done.stdout) == folded, done.stdout
+        assert ("\nascend\t" in done.stdout) != folded
+
+
+def test_load_adapter_raises_one_line(tmp_path):
+    from haian.hal.errors import InternalError
+    from haian.hal.registry import Registry
+
+    for text, error, words in (("raise RuntimeError('boom\\nsecond line')", InternalError, "adapter boom: RuntimeError: boom second line"),
+                               ("from haian.hal.errors import ArgumentError\nraise ArgumentError('a\\nb')", ArgumentError, "a b"), ("1 / 0", ZeroDivisionError, "zero")):
+        (tmp_path / "boom.py").write_text(text)
+        with pytest.raises(error, match=words) as said:
+            Registry().load_adapter(tmp_path / "boom.py")
+        assert "\n" not in str(said.value)
+
+
+def test_a_report_says_what_it_is_about(tmp_path):
+    """The adapter's file by its digest, haian's version, what was not offered, and that validation is not the environment's affair."""
+    import hashlib
+
+    folder = adapter_cli.write("mychip", "python", tmp_path)
+    path = folder / "haian_mychip/runtime.py"
+    done = run("check", str(path), "--report", str(tmp_path / "report"), HAIAN_VALIDATE="1")
+    assert done.returncode == 0, done.stdout
+    header = json.loads((tmp_path / "report/report.jsonl").read_text().splitlines()[0])
+    assert header["extra"]["adapter sha256"].split()[0] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert header["extra"]["haian"].startswith("0.") and "stream" in header["extra"]["not offered, so not checked"]
+    assert header["validation"] == ["off", "on"]
+    page = (tmp_path / "report/index.html").read_text()
+    assert header["extra"]["adapter sha256"].split()[0] in page and "HAIAN_VALIDATE changes neither" in page
+
+
 def test_what_is_missing_next(tmp_path):
     folder = adapter_cli.write("mychip", "python", tmp_path)
     done = run("check", str(folder / "haian_mychip/runtime.py"), "--json")
     said = json.loads(done.stdout)
     assert done.returncode == said["exit_code"] == 0 and said["level"] == "L0" and not said["failures"]
-    assert [s.partition(":")[0] for s in said["next"]][:5] == ["it is still the template's host memory", "--level L1", "stream", "event", "module"]
+    assert [s.partition(":")[0] for s in said["next"]][:6] == ["it is still the template's host memory", "--level L1", "dtypes -", "stream", "event", "module"]
     assert said["facts"]["count"] == 2 and said["facts"]["capabilities"][0]["total_bytes"] == 256 << 20
 
 

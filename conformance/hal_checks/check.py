@@ -46,7 +46,7 @@ from ...hal.validate import Validated, validate
 
 __all__ = ["CHECKS", "Check", "Guarded", "HAL_VERSION", "NotOffered", "Subject", "check", "load_checks", "of_device", "require"]
 
-HAL_VERSION = "1.0"  # a change of a check's meaning is a new version
+HAL_VERSION = "1.1"  # a change of a check's meaning is a new version
 LEVELS = ("C", "S", "P", "X")  # core, stream, performance-relevant, optional group
 BLOCK_S = 15.0  # a blocked stream frees itself after this time, so that a failing check does not hang its successors
 _GUARD = 64  # bytes on each side of a Guarded range

@@ -5,6 +5,7 @@ Not here: loading (hal/registry.py), trying in a child process (hal/probe.py), t
 from __future__ import annotations
 
 import json
+import keyword
 import os
 import re
 import sys
@@ -36,9 +37,9 @@ _KINDS: dict[str, tuple[str, dict[str, str], list[str], list[str]]] = {
                       "haian_@name@/@name@.c": "driver.c", "haian_@name@/standin.c": "standin.c"},
           ["`haian_@name@/@name@.c` | the driver", "`haian_@name@/haian_hal.h` | the contract it was written for", _STANDIN],
           ["make check", "pip install -e .", "haian conformance run --suite hal --device @name@:0 --report report"]),
-    "python": ("@Name@Driver", {**_COMMON, "haian_@name@/__init__.py": "runtime_init.py", "haian_@name@/runtime.py": "python_runtime.py"},
+    "python": ("@Name@Driver", {**_COMMON, "Makefile": "python_Makefile", "haian_@name@/__init__.py": "runtime_init.py", "haian_@name@/runtime.py": "python_runtime.py"},
                ["`haian_@name@/runtime.py` | the driver: the seven methods that every driver has, and mem_info"],
-               ["haian adapter check .", "pip install -e .", "haian conformance run --suite hal --device @name@:0 --report report"]),
+               ["make check", "pip install -e .", "haian conformance run --suite hal --device @name@:0 --report report"]),
 }
 _WAYS = {"table": "as a table", "c": "in C", "python": "in Python"}
 # group -> what a device gains with it, in the order that shows something soonest
@@ -63,10 +64,12 @@ def write(name: str, kind: str, parent: Path) -> Path:
     """
     from .hal.c_driver import HEADER
     from .hal.errors import ArgumentError
-    from .hal.registry import installed
+    from .hal.registry import TAKEN, installed
 
     if not _NAME.fullmatch(name):
         raise ArgumentError(f"adapter name {name!r}; needs a lower-case word of at most 31 letters, digits and _, such as 'mychip': devices are called mychip:0")
+    if name in TAKEN or keyword.iskeyword(name):
+        raise ArgumentError(f"adapter name {name!r} is a word of {'haian' if name in TAKEN else 'Python'}; choose another, such as 'mychip'")
     if name in installed():
         raise ArgumentError(f"adapter name {name!r} is taken by an installed adapter; choose another, or work on that one")
     folder = parent / name
@@ -105,7 +108,7 @@ def adapter_new(name: str, table_: bool = typer.Option(False, "--table", help="T
     print(f"{made}: an adapter {_WAYS[kind]}, on host memory until you fill it in")
     for path in sorted(p for p in made.rglob("*") if p.is_file()):
         print(f"  {path.relative_to(made)}")
-    print(f"next: cd {made} && {'haian adapter check .' if kind == 'python' else 'make check'}; then grep -rn 'FILL IN' .")
+    print(f"next: cd {made} && make check; then grep -rn 'FILL IN' .")
 
 
 @adapter_app.command("include")
@@ -162,6 +165,8 @@ def _next(facts: dict[str, Any], granted: str, level: str, why: str) -> list[str
     caps = (facts["capabilities"] or [{}])[0]
     if "stream" in facts["groups"] and not caps.get("async_copy"):
         steps.append("async_copy is not claimed: level L2 needs copies on a stream that return before they happen")
+    if not caps.get("dtypes_math") and "error" not in caps:
+        steps.append("dtypes -: props names none (dtypes_load, dtypes_math), so every dtype is tried on the device, proven by no check here; the suite of operators says which work")
     steps += [f"{group}: {gain}" for group, gain in _GAINS.items() if group not in facts["groups"]]
     if "template" in f"{caps.get('model', '')} {facts['vendor']}":
         steps.insert(0, "it is still the template's host memory: nothing here is said of a chip; grep -rn 'FILL IN' shows the places")
@@ -198,9 +203,10 @@ def adapter_check(path: str = typer.Argument(help="A .so, a .py, an adapter's fo
     elif not 0 <= device < outcome.facts["count"]:
         code, why = ENVIRONMENT, outcome.facts.get("why_none") or f"{outcome.facts['name']} has {outcome.facts['count']} devices, numbered from 0; number {device} was asked for"
     if not as_json:
-        print(f"{name}  (tried in a child process, {outcome.seconds:.1f} s)")
+        print(f"{name}  (tried in a child process, {outcome.seconds:.1f} s)", flush=True)  # what follows may take minutes
         if outcome.facts:
             table(["what", "says"], _facts(outcome.facts, device))
+            sys.stdout.flush()
         if code:
             print(f"not checked: {why}")
             for line in (outcome.said.splitlines() if outcome.died else outcome.facts.get("looked", ())[:10]):

@@ -69,17 +69,29 @@ def config(cflags: bool = typer.Option(False, "--cflags", help="How a compiler f
 @app.command()
 def devices(as_json: bool = typer.Option(False, "--json", help="One JSON object a device.")) -> None:
     """List the devices that are there."""
+    from .hal.errors import one_line
     from .hal.registry import devices as found
+    from .hal.registry import records
     rows: list[dict[str, Any]] = []
     for d in found():
-        facts = d.capabilities
+        try:
+            facts = d.capabilities
+        except Exception as e:  # noqa: BLE001 - somebody's driver: the other devices are there all the same
+            rows.append({"device": d.name, "error": f"{type(e).__name__}: {one_line(e)}"})
+            continue
         rows.append({"device": d.name, "model": facts.model, "memory_bytes": facts.total_bytes, "streams": facts.streams,
                      "triton": ":".join(str(part) for part in facts.triton_target[:2]) if facts.triton_target else ""})
     if as_json:
         print(json.dumps(rows, indent=1))
-        return
-    _table(["device", "model", "memory", "streams", "triton"],
-           [[r["device"], r["model"], _bytes(r["memory_bytes"]), "async" if r["streams"] else "sync", r["triton"] or "-"] for r in rows])
+    else:
+        _table(["device", "model", "memory", "streams", "triton"],
+               [[r["device"], r["model"], _bytes(r["memory_bytes"]), "async" if r["streams"] else "sync", r["triton"] or "-"] for r in rows if "model" in r])
+    for r in rows:
+        if "error" in r:
+            print(f"haian: {r['device']}: its props failed: {r['error']}; `haian adapter check` says more", file=sys.stderr)
+    for record in records():
+        if record.status == "failed" and record.error is not None:
+            print(f"haian: {record.name} failed: {one_line(record.error)}; `haian doctor` says more", file=sys.stderr)
 
 
 @app.command()

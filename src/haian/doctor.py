@@ -5,6 +5,7 @@ Not here: looking for it (hal/registry.py, adapters/engine/library.py).
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import sys
@@ -68,13 +69,18 @@ def show(found: dict[str, Any], verbose: bool) -> None:
     """Prints what ``examine`` gave; ``verbose``: also every place looked at, missing symbol and unconfirmed fact."""
     table(["what", "found"], [[k, v] for k, v in {**found["host"], **found["packages"]}.items()])
     print()
-    rows = []
+    rows, left_out = [], []
     for a in found["adapters"]:
+        if a["status"] == "skipped" and not verbose:
+            left_out.append(a["name"])
+            continue
         more = [_count(a, "missing", "symbols missing"), _count(a, "unconfirmed", "facts unconfirmed"), _tool(a)]
         there = "failed" if a["error"] and a["status"] == "failed" else a["status"] if a["status"] != "loaded" else "found" if a["devices"] else "not here"
         rows.append([a["name"], there, ", ".join(a["devices"]) or a["error"] or a.get("note") or "no device present",
                      a.get("version") or "-", ", ".join(filter(None, more)) or "-", a["source"]])
     table(["adapter", "status", "devices or reason", "version", "more", "from"], rows)
+    if left_out:
+        print(f"\n{len(left_out)} skipped, since HAIAN_ADAPTERS={os.environ.get('HAIAN_ADAPTERS', '')} does not name them: {', '.join(left_out)}")
     details = []
     for a in found["adapters"]:
         if verbose or a["devices"]:
