@@ -1,19 +1,23 @@
 """Checks 27 to 36: copies and fills bring exactly the bytes asked for, wherever they lie, and no others."""
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 
 from ...hal.driver import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, PEER, Copy
 from ...hal.errors import ArgumentError, InvalidHandle, OutOfMemory, OutOfRange, Unsupported
 from .check import NotOffered, Subject, check, host, require
+from .stream import start, sync_within
 
 _SIZES = (1, 3, 63, 64, 65, 255, 4095, 4097, 65535, 65537)
 _OFFSETS = (0, 1, 7)
 _MIB = 1 << 20
 _LARGE = (_MIB + 1, 16 * _MIB)  # copied on a stream, where there are streams
 _MOST = 64 * _MIB  # of the largest allocation: one copy from its start to its end; new pages may cost 1 ms a MiB
+_HOST_BYTES_S = 45e9  # memory that fills faster is not the host's
 _PIECE = 64 << 10  # the large are looked at through copies of this size, which round_trip has proven by then
 
 
@@ -170,7 +174,8 @@ def zero_copy(s: Subject) -> None:
 @check(30, "overlap", "C")
 def overlap(s: Subject) -> None:
     """Overlapping copies on the device give memmove's result, or are refused where memmove is not claimed."""
-    for n in (257, 65537):
+    streams = [0, s.stream()] if s.offers("stream") else [0]
+    for n, stream in ((n, stream) for stream in streams for n in (257, 65537)):
         address, data = s.alloc(n + 8192), s.pattern(n + 8192)
         for shift in (1, 7, 64, 200, 4096):
             if shift >= n:
@@ -179,12 +184,14 @@ def overlap(s: Subject) -> None:
                 s.upload(address, data)
                 desc = Copy(DEVICE_TO_DEVICE, address + dst, address + src, n)
                 if not s.caps.memmove:
-                    s.expect((ArgumentError, Unsupported), s.driver.copy, s.device, desc)
+                    s.expect((ArgumentError, Unsupported), s.driver.copy, s.device, desc, stream)
                     continue
                 wanted = data.copy()
                 wanted[dst : dst + n] = data[src : src + n]
-                if _done(lambda: s.driver.copy(s.device, desc)):  # noqa: B023 - called in this round
-                    _differ(s.download(address, n + 8192), wanted, f"overlapping copy of {n} bytes from {src} to {dst}")
+                if _done(lambda: s.driver.copy(s.device, desc, stream)):  # noqa: B023 - called in this round
+                    if stream:
+                        s.driver.stream_sync(stream)
+                    _differ(s.download(address, n + 8192), wanted, f"overlapping copy of {n} bytes from {src} to {dst}{_on(stream)}")
                 else:
                     require(shift % 64, f"an aligned overlapping copy of {n} bytes is Unsupported although memmove is claimed")
         s.free(address)
@@ -215,26 +222,43 @@ def out_of_range(s: Subject) -> None:
 @check(32, "pitched", "C")
 def pitched(s: Subject) -> None:
     """Rows with a pitch: gaps stay untouched, pitch may equal the row, one row needs none, a smaller pitch is refused."""
-    for rows, width, dst_pitch, src_pitch in ((5, 33, 64, 40), (4, 64, 64, 64), (3, 7, 7, 129), (17, 1, 16, 2), (1, 100, 0, 0), (1, 100, 7, 3),
-                                              (2, 4096, 4097, 8192), (300, 5, 8, 5)):
-        what = f"{rows} rows of {width} bytes, pitches {dst_pitch} and {src_pitch}"
-        dst_span, src_span = _span(rows, width, dst_pitch), _span(rows, width, src_pitch)
-        source, back = s.pattern(src_span), np.full(dst_span, 0xA5, np.uint8)
-        first, second = s.guard(dst_span), s.guard(src_span)
-        wanted = _rows(np.full(dst_span, 0xA5, np.uint8), source, rows, width, dst_pitch, src_pitch)
-        s.driver.copy(s.device, Copy(HOST_TO_DEVICE, first.address, host(source), width, rows, dst_pitch, src_pitch))
-        _differ(first.check(f"h2d of {what}"), wanted, f"h2d of {what}")
-        s.driver.copy(s.device, Copy(DEVICE_TO_DEVICE, second.address, first.address, width, rows, src_pitch, dst_pitch))
-        there = _rows(np.full(src_span, 0xA5, np.uint8), wanted, rows, width, src_pitch, dst_pitch)
-        _differ(second.check(f"d2d of {what}"), there, f"d2d of {what}")
-        s.driver.copy(s.device, Copy(DEVICE_TO_HOST, host(back), second.address, width, rows, dst_pitch, src_pitch))
-        _differ(back, wanted, f"d2h of {what}")
-        s.free(first.base)
-        s.free(second.base)
+    for stream in [0, s.stream()] if s.offers("stream") else [0]:
+        for rows, width, dst_pitch, src_pitch in ((5, 33, 64, 40), (4, 64, 64, 64), (3, 7, 7, 129), (17, 1, 16, 2), (1, 100, 0, 0), (1, 100, 7, 3),
+                                                  (2, 4096, 4097, 8192), (300, 5, 8, 5)):
+            _pitched(s, rows, width, dst_pitch, src_pitch, stream)
     if s.validated:
         address, data = s.alloc(4096), np.zeros(4096, np.uint8)
         for dst_pitch, src_pitch in ((31, 64), (64, 31), (0, 64)):
             s.expect(ArgumentError, s.driver.copy, s.device, Copy(HOST_TO_DEVICE, address, host(data), 32, 4, dst_pitch, src_pitch))
+
+
+def _pitched(s: Subject, rows: int, width: int, dst_pitch: int, src_pitch: int, stream: int) -> None:
+    """To the device, on it and back; what lies between the rows stays."""
+    what = f"{rows} rows of {width} bytes, pitches {dst_pitch} and {src_pitch}{_on(stream)}"
+    dst_span, src_span = _span(rows, width, dst_pitch), _span(rows, width, src_pitch)
+    source, back = s.pattern(src_span), np.full(dst_span, 0xA5, np.uint8)
+    s._kept += [source, back]
+    first, second = s.guard(dst_span), s.guard(src_span)
+    wanted = _rows(np.full(dst_span, 0xA5, np.uint8), source, rows, width, dst_pitch, src_pitch)
+
+    def run(desc: Copy) -> None:
+        s.driver.copy(s.device, desc, stream)
+        if stream:
+            s.driver.stream_sync(stream)
+
+    run(Copy(HOST_TO_DEVICE, first.address, host(source), width, rows, dst_pitch, src_pitch))
+    _differ(first.check(f"h2d of {what}"), wanted, f"h2d of {what}")
+    run(Copy(DEVICE_TO_DEVICE, second.address, first.address, width, rows, src_pitch, dst_pitch))
+    there = _rows(np.full(src_span, 0xA5, np.uint8), wanted, rows, width, src_pitch, dst_pitch)
+    _differ(second.check(f"d2d of {what}"), there, f"d2d of {what}")
+    run(Copy(DEVICE_TO_HOST, host(back), second.address, width, rows, dst_pitch, src_pitch))
+    _differ(back, wanted, f"d2h of {what}")
+    s.free(first.base)
+    s.free(second.base)
+
+
+def _on(stream: int) -> str:
+    return " on a stream" if stream else ""
 
 
 def _span(rows: int, width: int, pitch: int) -> int:
@@ -251,14 +275,17 @@ def _rows(dst: np.ndarray, src: np.ndarray, rows: int, width: int, dst_pitch: in
 @check(33, "fill", "C", needs=("fill",), exempt=True)
 def fill(s: Subject) -> None:
     """Fills repeat patterns of 1, 2 and 4 bytes exactly; lengths that are no multiple are refused."""
+    other = s.stream() if s.offers("stream") else 0
     for pattern in (b"\x00", b"\x7f", b"\x01\x02", b"\x05\x05", b"\x01\x02\x03\x04", b"\xff\x00\x00\x80", b"\0\0\0\0"):
         size = len(pattern)
         for count in (1, 3, 64, 1025, 16385):
             n = count * size
-            for shift in (0, size):
+            for shift, stream in ((0, 0), (size, 0), *([(size, other)] if other else [])):
                 target = s.guard(n, shift)
-                s.driver.fill(s.device, target.address, pattern, n)
-                what = f"fill of {n} bytes with {pattern.hex()}"
+                s.driver.fill(s.device, target.address, pattern, n, stream)
+                if stream:
+                    s.driver.stream_sync(stream)
+                what = f"fill of {n} bytes with {pattern.hex()}{_on(stream)}"
                 _differ(target.check(what), np.frombuffer(pattern * count, np.uint8), what)
                 s.free(target.base)
     n = 16 * _MIB
@@ -280,9 +307,47 @@ def peer(s: Subject) -> None:
     """Copies between two devices both ways, and to the same one; without the capability they are Unsupported."""
     if s.count < 2 and not s.caps.peer:
         raise NotOffered("one device, and capability peer is not claimed")
-    others = [s.device] + ([s.other()] if s.count > 1 else [])
+    others = [s.device, *[d for d in range(s.count) if d != s.device][:3]]
     for n in (4099,) if s.validated or not s.caps.peer else (4099, 16 * _MIB):
         _peers(s, others, n)
+    if s.caps.peer:
+        for device in others:
+            _peer_rows(s, device)
+        if s.count > 1:
+            with suppress(NotOffered):
+                _peer_waits(s)
+        mine = s.alloc(64)
+        for device in (s.count, 2**31 - 1):
+            s.expect(ArgumentError, s.driver.copy, s.device, Copy(PEER, mine, mine, 64, dst_device=device))
+
+
+def _peer_rows(s: Subject, device: int) -> None:
+    """Rows with pitches to another device; what lies between them stays."""
+    rows, width, dst_pitch, src_pitch = 5, 33, 64, 40
+    source, target = s.pattern(_span(rows, width, src_pitch)), s.guard(_span(rows, width, dst_pitch), device=device)
+    mine = s.alloc(source.size)
+    s.upload(mine, source)
+    s.driver.copy(s.device, Copy(PEER, target.address, mine, width, rows, dst_pitch, src_pitch, device))
+    wanted = _rows(np.full(target.nbytes, 0xA5, np.uint8), source, rows, width, dst_pitch, src_pitch)
+    _differ(target.check(f"peer copy of {rows} rows"), wanted, f"{rows} rows copied to device {device}")
+
+
+def _peer_waits(s: Subject) -> None:
+    """A copy to another device takes its turn on the stream."""
+    s.need("stream", "host_func", "caps.async_copy")
+    other, n = s.other(), 4096
+    stream, aside = s.stream(), s.stream(device=other)
+    mine, theirs, data = s.alloc(n), s.alloc(n, device=other), s.pattern(n)
+    s.upload(mine, data)
+    s.upload(theirs, np.zeros(n, np.uint8), device=other)
+    with s.blocked(stream):
+        copies = start(s, lambda: s.driver.copy(s.device, Copy(PEER, theirs, mine, n, dst_device=other), stream))
+        s.until(copies, "queueing a copy to another device on a blocked stream")
+        seen = s.download(theirs, n, aside, device=other)
+        sync_within(s, aside, "a stream of another device beside a blocked one")
+        require(not seen.any(), "a copy to another device queued behind a blocked host function has happened already")
+    sync_within(s, stream, "a released stream")
+    _differ(s.download(theirs, n, device=other), data, f"peer copy to device {other} on a stream")
 
 
 def _peers(s: Subject, others: list[int], n: int) -> None:
@@ -337,3 +402,24 @@ def beyond_4gib(s: Subject) -> None:
     _differ(back, np.concatenate([low, high]), "two rows that lie 4 GiB + 1 apart")
     s.driver.copy(s.device, Copy(DEVICE_TO_DEVICE, address + 2 * n, address + big + 1, n))
     _differ(s.download(address + 2 * n, n), high, "a copy on the device from 4 GiB + 1")
+    rows = np.concatenate([high, low])
+    s.driver.copy(s.device, Copy(HOST_TO_DEVICE, address, host(rows), n, 2, big + 1, n))
+    _differ(s.download(address, n), high, "the first of two rows that go 4 GiB + 1 apart")
+    _differ(s.download(address + big + 1, n), low, "the second of two rows that go 4 GiB + 1 apart")
+    if s.offers("fill"):
+        s.driver.fill(s.device, address + big + n, b"\x05\x06\x07\x08", n)
+        _differ(s.download(address + big + n, n), np.resize(np.arange(5, 9, dtype=np.uint8), n), "a fill beyond 4 GiB")
+        _differ(s.download(address, n), high, "bytes at 0 after a fill beyond 4 GiB")
+        _counts(s, address, big, n)
+
+
+def _counts(s: Subject, address: int, big: int, n: int) -> None:
+    """A fill of more than 4 GiB, where memory is too fast to be the host's: there it would take seconds and real pages."""
+    probe = 64 * _MIB
+    begin = time.monotonic()
+    s.driver.fill(s.device, address, b"\x01", probe)
+    if time.monotonic() - begin > probe / _HOST_BYTES_S:
+        return
+    s.driver.fill(s.device, address, b"\x2a\x2b", big + n)
+    for at in (0, probe, big - n, big):
+        _differ(s.download(address + at, n), np.resize(np.array([0x2A, 0x2B], np.uint8), n), f"a fill of {big + n} bytes, at {at}")
