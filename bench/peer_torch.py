@@ -181,7 +181,7 @@ def _table(torch: Any) -> dict[str, _Build]:
            for name in ("select_scatter", "slice_scatter", "diagonal_scatter")},
         "embedding_bag": bag,
         "constant_pad_nd": new(torch.constant_pad_nd, lambda i, a: (i[0], a["pad"], a["value"])),
-        "pad": new(torch.nn.functional.pad, lambda i, a: (i[0], a["pad"], a["mode"], a["value"])),
+        "pad": new(torch.nn.functional.pad, lambda i, a: (i[0].reshape(-1, *i[0].shape[-(len(a["pad"]) // 2):]), a["pad"], a["mode"])),
         **{name: new(getattr(aten, name).default, lambda i, a: (*i, a["pad"])) for name in OPS if "tion_pad" in name},
         "flip": new(torch.flip, lambda i, a: (i[0], a["dims"])),
         "roll": new(torch.roll, lambda i, a: (i[0], a["shifts"], a["dims"])),
@@ -293,7 +293,7 @@ class Torch(Peer):
         torch, mine = self._torch, call.result
 
         def result(returned: Any) -> Any:
-            value = returned if call.allocates else mine(returned) if mine else outs if len(outs) > 1 else outs[0]
+            value = mine(returned) if mine else returned if call.allocates else outs if len(outs) > 1 else outs[0]
             return tuple(self._array(t) for t in value[:len(outs)]) if isinstance(value, (tuple, list)) else self._array(value)
 
         sync = None if self._place == "cpu" else torch.cuda.synchronize

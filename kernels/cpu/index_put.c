@@ -323,7 +323,7 @@ static void put_terms(put_job *job, put_term *terms, int64_t *start, const int64
   job->y = (char *)out->data + offset[0] * job->item;
   job->values += offset[2] * job->item;
   row = w->shape[w->ndim - 1];
-  job->block = accumulate ? BLOCK : 16 * BLOCK;
+  job->block = accumulate ? BLOCK : 4 * BLOCK;
   job->blocks = (row + job->block - 1) / job->block;
   int64_t units = segments * haian_walk_rows(w, w->ndim - 1) * job->blocks;
   haian_parallel_for(units, 1 + (1 << 14) / ((row < job->block ? row : job->block) + 16),

@@ -377,17 +377,36 @@ typedef struct line_job {
   int32_t dtype;
 } line_job;
 
+/* Elements [lo, lo + n) in a row: counted from the start in the first half, from the end in the second. */
+#define LINE_LOOP(T, STORE)                                                                  \
+  {                                                                                          \
+    T *restrict y = to;                                                                      \
+    for (int64_t i = 0; i < n; i++) y[i] = (T)STORE(from + (double)(first + i) * job->step); \
+  }
+#define SAME(v) (v)
+#define TO_F16(v) haian_f16_store(round_to_odd(v))
+#define TO_BF16(v) haian_bf16_store(round_to_odd(v))
+static void line_part(const line_job *job, void *to, int64_t lo, int64_t n, bool front) {
+  const double from = front ? job->start : job->end;
+  const int64_t first = front ? lo : lo - (job->n - 1);
+  if (job->dtype == HAIAN_F64) LINE_LOOP(double, SAME)
+  else if (job->dtype == HAIAN_F32) LINE_LOOP(float, SAME)
+  else if (job->dtype == HAIAN_F16) LINE_LOOP(uint16_t, TO_F16)
+  else LINE_LOOP(uint16_t, TO_BF16)
+}
+
 static void line_run(void *ctx, int64_t lo, int64_t hi) {
   const line_job *job = ctx;
-  for (; lo < hi; lo++) { /* from the nearer end, so that both ends are exact */
-    double v = lo < job->n / 2 ? job->start + (double)lo * job->step : job->end - (double)(job->n - 1 - lo) * job->step;
-    if (job->n == 1) v = job->start;
-    int64_t at = lo * job->stride;
-    if (job->dtype == HAIAN_F64) ((double *)job->y)[at] = v;
-    else if (job->dtype == HAIAN_F32) ((float *)job->y)[at] = (float)v;
-    else
-      ((uint16_t *)job->y)[at] =
-          job->dtype == HAIAN_F16 ? haian_f16_store(round_to_odd(v)) : haian_bf16_store(round_to_odd(v));
+  const int64_t item = haian_itemsize(job->dtype), half = job->n == 1 ? 1 : job->n / 2;
+  _Alignas(64) char buffer[4096];
+  while (lo < hi) {
+    bool front = lo < half;
+    int64_t end = front && half < hi ? half : hi, n = end - lo < 4096 / item ? end - lo : 4096 / item;
+    char *y = job->y + lo * job->stride * item;
+    line_part(job, job->stride == 1 ? y : buffer, lo, n, front);
+    for (int64_t i = 0; i < n && job->stride != 1; i++)
+      memcpy(y + i * job->stride * item, buffer + i * item, (size_t)item);
+    lo += n;
   }
 }
 

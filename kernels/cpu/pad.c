@@ -109,28 +109,33 @@ static void pad_edge(const pad_job *job, char *y, const char *x, int64_t from, i
 static void pad_rows(void *ctx, int64_t lo, int64_t hi) {
   const pad_job *job = ctx;
   const geometry *g = job->g;
-  int64_t row = g->out[job->axis], from_row = g->in[job->axis];
-  for (; lo < hi; lo++) {
-    char *y = job->y + lo * row * job->item;
-    int64_t rest = lo, at = 0, step = 1;
+  const int axis = job->axis, near = axis - 1;
+  const int64_t row = g->out[axis], from_row = g->in[axis], rows = near < 0 ? 1 : g->out[near];
+  while (lo < hi) { /* rows of one plane: what lies further out is worked out once */
+    int64_t first = lo % rows, plane = lo / rows, count = rows - first < hi - lo ? rows - first : hi - lo;
+    int64_t at = 0, step = near < 0 ? 1 : g->in[near];
     bool nowhere = false;
-    for (int d = job->axis - 1; d >= 0; d--) {
-      int64_t i = source_of(g, job->mode, d, rest % g->out[d]);
-      rest /= g->out[d];
+    for (int d = near - 1; d >= 0; d--) {
+      int64_t i = source_of(g, job->mode, d, plane % g->out[d]);
+      plane /= g->out[d];
       nowhere |= i < 0;
       at += i * step;
       step *= g->in[d];
     }
-    if (nowhere) {
-      fill(y, job->value, row * (job->item / job->cell), job->cell);
-      continue;
+    for (int64_t o = first; o < first + count; o++, lo++) {
+      char *y = job->y + lo * row * job->item;
+      int64_t i = near < 0 ? 0 : source_of(g, job->mode, near, o);
+      if (nowhere || i < 0) {
+        fill(y, job->value, row * (job->item / job->cell), job->cell);
+        continue;
+      }
+      const char *x = job->x + (at + i) * from_row * job->item;
+      if (job->first) pad_edge(job, y, x, 0, job->first);
+      if (job->last > job->first)
+        haian_copy_run(y + job->first * job->item, x + (job->first - g->before[axis]) * job->item,
+                       (job->last - job->first) * job->item, job->stream);
+      if (job->last < row) pad_edge(job, y, x, job->last, row);
     }
-    const char *x = job->x + at * from_row * job->item;
-    pad_edge(job, y, x, 0, job->first);
-    if (job->last > job->first)
-      haian_copy_run(y + job->first * job->item, x + (job->first - g->before[job->axis]) * job->item,
-                     (job->last - job->first) * job->item, job->stream);
-    pad_edge(job, y, x, job->last, row);
   }
   if (job->stream) haian_stream_fence();
 }
