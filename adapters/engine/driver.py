@@ -279,6 +279,8 @@ class TableDriver(Core):
         if kind == PEER and "set_context" in self._calls:
             self._enter(desc.dst_device)  # its context must exist
         self._enter(device)
+        if kind == PEER and not 0 <= desc.dst_device < self._count:  # few runtimes look at it
+            raise ArgumentError(f"{self.name}: peer copy to device {desc.dst_device}; there are {self._count}")
         rows, nbytes, pointer = desc.rows, desc.nbytes, self._stream(stream, device)
         if nbytes < 1 or rows < 1:
             return
