@@ -484,6 +484,8 @@ class TableDriver(Core):
     def launch(self, device: int, desc: Launch, stream: int = 0) -> None:
         self._enter(device)
         slot = self._handles.get(desc.kernel, "kernel")
+        if slot.device != device:
+            raise ArgumentError(f"{self.name}: a kernel loaded on device {slot.device} was launched on {device}; load it there")
         if desc.cluster != (1, 1, 1):
             raise Unsupported(f"{self.name}: cluster {desc.cluster}; this driver launches without clusters, compile with num_ctas=1")
         if desc.shared_bytes > max(slot.shared, self.table.default_shared) and "set_shared" in self._calls:

@@ -1,6 +1,8 @@
 """Checks 10 to 13: what a driver says of its devices, and how it refuses those that are not there."""
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +64,30 @@ def properties(s: Subject) -> None:
     ]
     wrong = [what for holds, what in facts if not holds]
     require(not wrong, "; ".join(wrong))
+    if p.host_access:
+        _host_access(s)
+
+
+def _host_access(s: Subject) -> None:
+    """The host reads and writes device memory where that is claimed: the system does it through a pipe, and says EFAULT instead of crashing."""
+    n = 512  # what a pipe takes at once anywhere
+    address, data = s.alloc(n), s.pattern(n)
+    s.upload(address, data)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.read.argtypes = libc.write.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+    reads, writes = os.pipe()
+    try:
+        done = libc.write(writes, address, n)
+        require(done == n, f"claims host_access, but the host cannot read {address:#x}: {os.strerror(ctypes.get_errno())}")
+        require(os.read(reads, n) == data.tobytes(), "claims host_access, but the host reads other bytes than the device has")
+        new = s.pattern(n)
+        os.write(writes, new.tobytes())
+        done = libc.read(reads, address, n)
+        require(done == n, f"claims host_access, but the host cannot write {address:#x}: {os.strerror(ctypes.get_errno())}")
+    finally:
+        os.close(reads)
+        os.close(writes)
+    require((s.download(address, n) == new).all(), "claims host_access, but the device does not see what the host wrote")
 
 
 @check(12, "bad_ordinal", "C")

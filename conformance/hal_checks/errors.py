@@ -13,6 +13,7 @@ from .images import image_of
 from .stream import holds, start, sync_within
 
 _N = 4096
+_LARGE = 8 << 20  # bytes that a reset must give back
 
 
 @check(58, "async_failure", "S", needs=("stream",))
@@ -25,8 +26,15 @@ def async_failure(s: Subject) -> None:
         require(not said, said)
         return
     bad, good, address = s.stream(), s.stream(), s.alloc(_N)
-    for deliver in ("sync", "query"):
+    for deliver in ("sync", "query", "sync after event_sync"):
         wanted = _fail(s, bad)
+        if deliver == "sync after event_sync":
+            if not s.offers("event"):
+                break
+            event = s.event()
+            s.driver.event_record(event, bad)
+            said = _raised(lambda: s.driver.event_sync(event, 5_000_000_000))  # noqa: B023 - called in this round
+            require(said is None, f"event_sync raised {said}; a failure is delivered by its stream's sync or query")
         s.fill(address, 3, _N, good)
         sync_within(s, good, "another stream than the one that failed")
         if deliver == "query":
@@ -132,6 +140,8 @@ def reset(s: Subject) -> None:
     """After reset all handles and addresses are dead, and the device works."""
     driver: Any = s.fresh()
     device = s.device
+    other = _Bystander(s, driver) if s.count > 1 else None
+    idle = _free_bytes(s, driver)
     address = driver.alloc(device, _N)
     old: list[tuple[str, Callable[[], object]]] = []
     if s.offers("stream"):
@@ -156,7 +166,12 @@ def reset(s: Subject) -> None:
             old.append(("get_kernel", lambda: driver.get_kernel(module, image.name)))
     if s.validated:  # a bare driver need not know its addresses
         old.append(("free", lambda: driver.free(device, address)))
+    large = driver.alloc(device, min(_LARGE, s.caps.max_alloc_bytes))
     driver.reset(device)
+    if idle:
+        s.until(lambda: _free_bytes(s, driver) >= idle, f"after reset the free bytes are {idle} again; memory at {large:#x} was given back")
+    if other is not None:
+        other.look()
     for attempt in ("after reset", "after reset and new work"):
         for what, call in old:
             found = _raised(call)
@@ -168,6 +183,33 @@ def reset(s: Subject) -> None:
             require(again != stream, f"a stream made after reset has the old handle {again:#x}")
             driver.stream_sync(again)
             driver.stream_destroy(again)
+
+
+def _free_bytes(s: Subject, driver: Driver) -> int:
+    """What mem_info says is free; 0 where others use the memory too, or nothing counts."""
+    return driver.mem_info(s.device)[0] if s.offers("mem_info") and not s.caps.host_access else 0
+
+
+class _Bystander:
+    """Memory, a stream and an event of another device, which a reset must leave alone."""
+
+    def __init__(self, s: Subject, driver: Driver) -> None:
+        self._s, self._driver, self._device, self._data = s, driver, s.other(), s.pattern(_N)
+        self._address = driver.alloc(self._device, _N)
+        s._memory.append((driver, self._device, self._address))
+        self._stream = driver.stream_create(self._device) if s.offers("stream") else 0
+        if self._stream:
+            s._streams.append((driver, self._stream))
+        s.upload(self._address, self._data, self._stream, self._device, driver)
+
+    def look(self) -> None:
+        try:
+            if self._stream:
+                self._driver.stream_sync(self._stream)
+            seen = self._s.download(self._address, _N, 0, self._device, self._driver)
+        except HaianError as error:
+            raise AssertionError(f"reset of device {self._s.device} broke device {self._device}: {type(error).__name__}: {error}") from None
+        require((seen == self._data).all(), f"reset of device {self._s.device} changed memory of device {self._device}")
 
 
 @check(60, "device_lost", "S", exempt=True)

@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -280,6 +281,10 @@ def side_by_side(s: Subject) -> None:
         require(False, "a plugin that raises was loaded")
     if not any(r.status == "loaded" and r.name == s.raw.name for r in registry.records()):
         registry.load_adapter((lambda: s.raw) if s.path else lambda: s.fresh(validated=False))
+    with suppress(HaianError):  # no adapter of this name is installed; a vendor may have two ways to one chip
+        other = of_name(s.raw.name)
+        same = isinstance(s.raw, type(other)) and (not s.path or str(getattr(other, "path", s.path)) == s.path)
+        require(same or other.vendor == s.raw.vendor, f"the name {s.raw.name!r} is that of the adapter {type(other).__name__} of {other.vendor!r}; needs a name of its own")
     names = [d.name for d in registry.devices()]
     require(f"{s.raw.name}:{s.device}" in names, f"after a broken plugin there are {', '.join(names)}; needs {s.raw.name}:{s.device}")
 

@@ -9,13 +9,15 @@ import ctypes
 import os
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from ...hal.driver import DEVICE_TO_DEVICE, Copy
 from ...hal.errors import ArgumentError, Busy, HaianError, InvalidHandle, OutOfMemory, Unsupported
-from .check import Subject, check, host, require
+from .check import NotOffered, Subject, check, host, require
+from .module import Axpy
 
 _LOOPS = 10_000
 _ROUND_S = 8.0  # a slow runtime does fewer of them
@@ -143,6 +145,10 @@ def _fill_up(s: Subject) -> list[tuple[int, int]]:
 def exhaustion(s: Subject) -> None:
     """After OutOfMemory and freeing everything, the totals return exactly and the next allocation works; mem_info counts what is live."""
     exact = _used(s) is not None
+    if s.offers("mem_info"):
+        _, total = s.driver.mem_info(s.device)
+        near = abs(total - s.caps.total_bytes) <= s.caps.total_bytes // 4  # runtimes reserve some
+        require(near, f"mem_info says {total} bytes in all, total_bytes is {s.caps.total_bytes}; needs the same device's memory")
     seen: list[tuple[int, int]] = []
     for attempt in range(5):  # the first round warms the runtime up; a device shared with others gets three chances
         blocks = _fill_up(s)
@@ -328,6 +334,23 @@ def fragmentation(s: Subject) -> None:
         s.driver.free(s.device, s.driver.alloc(s.device, largest))
     except OutOfMemory as error:
         require(False, f"{largest} bytes went on the empty device, and after freeing 16 smaller blocks do not: {error}")
+    if s.offers("pool_trim"):
+        _trimmed(s)
+
+
+def _trimmed(s: Subject) -> None:
+    """pool_trim counts what it gave back, and leaves alone what is alive."""
+    live = [(s.alloc(n), s.pattern(n)) for n in (64, 4096, 1 << 20)]
+    for address, data in live:
+        s.upload(address, data)
+    for keep in (1 << 20, 0):
+        released = s.driver.pool_trim(s.device, keep)
+        require(isinstance(released, int) and 0 <= released <= s.caps.total_bytes, f"pool_trim gave {released!r}; needs the bytes it gave back, "
+                f"0 to {s.caps.total_bytes}")
+        for address, data in live:
+            require((s.download(address, data.size) == data).all(), f"pool_trim changed {data.size} bytes that are in use")
+    for address, _ in live:
+        s.free(address)
 
 
 # ---- optional kinds -----------------------------------------------------------------------------------------------------------
@@ -347,10 +370,42 @@ def pinned(s: Subject) -> None:
         ctypes.memset(address, 0, 4096)
         s.driver.copy(s.device, Copy("d2h", address, target, 4096))
         require(ctypes.string_at(address, 4096) == data.tobytes(), f"{'managed' if managed else 'pinned'} memory brought wrong bytes back")
+        if s.offers("host_func"):
+            _read_in_turn(s, address, target)
+        if managed:
+            with suppress(NotOffered):
+                _in_kernels(s, address)
         s.driver.free(s.device, address)
     s.expect(ArgumentError, s.driver.host_alloc, s.device, 0)
     if s.offers("host_register") and s.offers("host_unregister"):
         _registered(s, target)
+
+
+def _read_in_turn(s: Subject, address: int, target: int) -> None:
+    """A copy on a stream reads page-locked memory when its turn comes, behind a host function that writes there."""
+    stream, data = s.stream(), s.pattern(4096)
+
+    def write() -> None:
+        time.sleep(0.005)
+        ctypes.memmove(address, host(data), 4096)
+
+    ctypes.memset(address, 0, 4096)
+    s.driver.host_func(stream, write)
+    s.driver.copy(s.device, Copy("h2d", target, address, 4096), stream)
+    s.driver.stream_sync(stream)
+    require((s.download(target, 4096) == data).all(), "a copy from page-locked memory brought bytes from before the host function in front of it")
+
+
+def _in_kernels(s: Subject, address: int) -> None:
+    """A kernel reads managed memory that the host wrote, and the host what the kernel wrote there."""
+    work = Axpy(s)
+    ctypes.memmove(address, host(work.host_x), 4 * work.n)
+    ctypes.memmove(address + 2048, host(work.expected.copy()), 4 * work.n)
+    s.driver.launch(s.device, work.desc()._replace(args=[("*fp32", address), ("*fp32", address + 2048), ("fp32", 2.0)]))
+    s.driver.sync(s.device)
+    seen = np.frombuffer(ctypes.string_at(address + 2048, 4 * work.n), np.float32)
+    require((seen == work.expected + 2 * work.host_x).all(), "a kernel computed wrong values in managed memory")
+    work.unload()
 
 
 def _registered(s: Subject, target: int) -> None:
@@ -382,6 +437,11 @@ def ptr_info(s: Subject) -> None:
         found = s.driver.ptr_info(s.device, at)
         require(found.kind in ("device", "managed") and found.device == s.device, f"ptr_info of base + {at - address}: {found}")
         require(found.base == address and found.nbytes >= nbytes, f"ptr_info of base + {at - address}: {found}; base is {address:#x} of {nbytes}")
+    if s.count > 1:
+        other = s.other()
+        theirs = s.alloc(nbytes, device=other)
+        found = s.driver.ptr_info(other, theirs + 1)
+        require(found.device == other and found.base == theirs, f"ptr_info of memory of device {other} at {theirs:#x}: {found}")
     rounded = s.driver.ptr_info(s.device, address).nbytes  # a driver may round sizes up
     beyond = s.driver.ptr_info(s.device, address + rounded)
     require(beyond.base != address, f"ptr_info one past the end of {address:#x} still says {beyond}")

@@ -11,9 +11,10 @@ from contextlib import suppress
 
 import numpy as np
 
-from ...hal.driver import DEVICE_TO_DEVICE, DEVICE_TO_HOST, Copy
+from ...hal.driver import DEVICE_TO_DEVICE, DEVICE_TO_HOST, Copy, Launch
 from ...hal.errors import ArgumentError, HaianError, InvalidHandle, OutOfMemory
 from .check import NotOffered, Subject, check, host, require
+from .images import image_of
 
 _N = 4096  # bytes of most buffers here
 _MANY = 1000
@@ -344,7 +345,7 @@ def many_streams(s: Subject) -> None:
 
 @check(48, "wrong_device", "S", needs=("stream", "devices>1"), exempt=True)
 def wrong_device(s: Subject) -> None:
-    """A stream of another device is refused, and the work does not happen."""
+    """A stream of another device is refused, a kernel of another device too, and the work does not happen."""
     other = s.other()
     stream, address = s.stream(device=other), s.alloc(_N)
     s.upload(address, np.zeros(_N, np.uint8))
@@ -356,6 +357,13 @@ def wrong_device(s: Subject) -> None:
         s.expect(refused, s.driver.fill, s.device, address, b"a", _N, stream)
     if s.offers("event"):
         s.expect(refused, s.driver.event_record, s.event(), stream)
+    with suppress(NotOffered):
+        image = image_of(s.caps, s.offers("module"))
+        module = s.driver.module_load(s.device, image.data, image.format)
+        desc = Launch(s.driver.get_kernel(module, image.name), (_N // 8, 1, 1), 1, 0, [("*fp32", address), ("*fp32", address + _N // 2), ("fp32", 1.0)])
+        s.expect(refused, s.driver.launch, s.device, desc, stream)
+        s.expect(refused, s.driver.launch, other, desc)
+        s.driver.module_unload(module)
     try:
         s.driver.stream_sync(stream)
     except HaianError as error:

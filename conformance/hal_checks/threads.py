@@ -1,6 +1,7 @@
 """Checks 61 to 65: many threads on one driver."""
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -21,23 +22,28 @@ _TASKS = 150  # a thread, on one stream
 
 @check(61, "parallel_memory", "C")
 def parallel_memory(s: Subject) -> None:
-    """Eight threads allocate, copy and free at once: bytes are exact and totals return."""
+    """Eight threads, on two devices where there are, allocate, copy, fill and free at once: bytes are exact and totals return."""
+    devices = [s.device, s.other()] if s.count > 1 else [s.device]
     counted = s.offers("mem_info") and not s.caps.host_access  # on the host, other processes come and go
     before = s.driver.mem_info(s.device)[0] if counted else 0
     inputs = [s.pattern(16384 + 64 * i) for i in range(_THREADS)]
 
     def work(i: int) -> None:
-        data, out = inputs[i], np.zeros(inputs[i].size, np.uint8)
+        data, out, device = inputs[i], np.zeros(inputs[i].size, np.uint8), devices[i % len(devices)]
         for k in range(_ROUNDS):
             n = data.size - k
-            address = s.driver.alloc(s.device, n)
+            address = s.driver.alloc(device, n)
             try:
-                s.driver.copy(s.device, Copy(HOST_TO_DEVICE, address, host(data), n))
+                s.driver.copy(device, Copy(HOST_TO_DEVICE, address, host(data), n))
                 out[:] = 0
-                s.driver.copy(s.device, Copy(DEVICE_TO_HOST, host(out), address, n))
+                s.driver.copy(device, Copy(DEVICE_TO_HOST, host(out), address, n))
+                require((out[:n] == data[:n]).all(), f"thread {i}, round {k}: a round trip of {n} bytes on device {device} gave wrong bytes")
+                if s.offers("fill"):
+                    s.driver.fill(device, address, bytes([i + 1]), n)
+                    s.driver.copy(device, Copy(DEVICE_TO_HOST, host(out), address, n))
+                    require(holds(out[:n], i + 1), f"thread {i}, round {k}: a fill of {n} bytes with {i + 1} on device {device} left other bytes")
             finally:
-                s.driver.free(s.device, address)
-            require((out[:n] == data[:n]).all(), f"thread {i}, round {k}: a round trip of {n} bytes gave wrong bytes")
+                s.driver.free(device, address)
 
     s.threads(_THREADS, work)
     if counted:
@@ -48,14 +54,19 @@ def parallel_memory(s: Subject) -> None:
 def shared_stream(s: Subject) -> None:
     """Eight threads queue on one stream: every task runs once, and each thread's own in order."""
     stream, address = s.stream(), s.alloc(_THREADS * 64)
+    turns: contextlib.AbstractContextManager[object] = threading.Lock()  # what the host does for a driver that asks for it
+    if s.caps.thread_safe_streams:
+        turns = contextlib.nullcontext()
     ran: list[tuple[int, int]] = []
     calls = s.offers("host_func")
 
     def work(i: int) -> None:
         for k in range(_TASKS):
-            s.fill(address + 64 * i, (k + i) % 251, 64, stream)
+            with turns:
+                s.fill(address + 64 * i, (k + i) % 251, 64, stream)
             if calls:
-                s.driver.host_func(stream, lambda k=k: ran.append((i, k)))  # type: ignore[misc]
+                with turns:
+                    s.driver.host_func(stream, lambda k=k: ran.append((i, k)))  # type: ignore[misc]
 
     s.threads(_THREADS, work)
     sync_within(s, stream, "a stream that eight threads filled", 10)
@@ -96,6 +107,26 @@ def create_destroy_race(s: Subject) -> None:
         require(len(set(handles)) == len(handles), f"{len(handles)} {what}s of eight threads had {len(set(handles))} different handles")
     for h in made[0][:3] + made[-1][-3:]:
         s.expect(InvalidHandle, s.driver.stream_query, h)
+    if events and s.offers("event_elapsed_ns"):
+        _times_at_once(s)
+
+
+def _times_at_once(s: Subject) -> None:
+    """Threads that ask for the times of different events get what one thread alone got."""
+    stream, pairs = s.stream(), [(s.event(), s.event()) for _ in range(_THREADS)]
+    for i, (a, b) in enumerate(pairs):
+        s.driver.event_record(a, stream)
+        time.sleep(0.0005 * (i + 1))
+        s.driver.event_record(b, stream)
+    sync_within(s, stream, "a stream with records")
+    alone = [s.driver.event_elapsed_ns(a, b) for a, b in pairs]
+
+    def ask(i: int) -> None:
+        for _ in range(_ROUNDS):
+            ns = s.driver.event_elapsed_ns(*pairs[i])
+            require(ns == alone[i], f"event_elapsed_ns gave {ns} while other threads asked too, {alone[i]} before")
+
+    s.threads(_THREADS, ask)
 
 
 @check(64, "two_waiters", "S", needs=("stream", "event", "host_func", "caps.async_copy"))
