@@ -218,13 +218,18 @@ def _as_if_contiguous(x: np.ndarray, when: Callable | None) -> np.ndarray:
     return _read(x, np.arange(x.size * x.itemsize))
 
 
-def _read(x: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """x made of the bytes at these distances from its first element, wrapped around inside its buffer."""
+def _bytes(x: np.ndarray) -> tuple[np.ndarray, int]:
+    """The whole buffer that x lies in, and where its first element begins."""
     root: Any = x  # at the bottom may lie any object with a buffer
     while isinstance(getattr(root, "base", None), np.ndarray) or (root.base is not None and hasattr(root.base, "base")):
         root = root.base
     flat = np.frombuffer(root, np.uint8) if not isinstance(root, np.ndarray) else root.reshape(-1).view(np.uint8)
-    start = x.ctypes.data - flat.ctypes.data
+    return flat, x.ctypes.data - flat.ctypes.data
+
+
+def _read(x: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """x made of the bytes at these distances from its first element, wrapped around inside its buffer."""
+    flat, start = _bytes(x)
     return flat[(start + offsets) % flat.size].view(x.dtype).reshape(x.shape)
 
 
@@ -334,12 +339,8 @@ def reads_back() -> Maker:
             y = right(t, a)
             if outs is None or outs[0].flags.c_contiguous or outs[0].shape != y[0].shape:
                 return _stored(y, outs)
-            item = outs[0].itemsize
-            strides, step = [], item
-            for n in reversed(outs[0].shape):
-                strides.append(step)
-                step *= n
-            np.lib.stride_tricks.as_strided(outs[0], outs[0].shape, strides[::-1])[...] = y[0]
+            flat, start = _bytes(outs[0])  # inside the buffer at all times, backwards ones too
+            flat[(start + np.arange(outs[0].nbytes)) % flat.size] = np.ascontiguousarray(y[0]).reshape(-1).view(np.uint8)
             return outs
 
         return raw(call)
