@@ -17,16 +17,22 @@ from ...hal.dtype import DType
 from ...hal.errors import IndexOutOfBounds
 from ...hal.geometry import Geometry
 from ...hal.tensor import Tensor, with_geometry
+from . import pointwise
 from .index import first_outside
 from .launch import F64, Data, by_signature, capped, lacks, launch, programs
-from .pointwise import move
 from .rows import contiguous, device_of, writable
+from .scatter import raw
 from .shape import full
 
 __all__ = ["KERNELS", "WHEN", "matrix"]
 
 BLOCK = 1024  # elements a program holds: 8 a thread at 4 warps of 32
 MAX_AXES = 8  # of a tensor
+
+
+def move(x: Tensor, *, out: Tensor) -> None:
+    """x into ``out``, whatever the dtype."""
+    pointwise.move(raw(x), out=raw(out))
 
 
 def flip(x: Tensor, *, dims: Sequence[int], out: Tensor) -> None:

@@ -18,7 +18,7 @@ from ..ops.pad import pairs
 from .launch import F64, Data, by_signature, capped, lacks, launch, programs
 from .pointwise import move
 from .rows import contiguous, device_of, writable
-from .scatter import _bytes
+from .scatter import raw
 from .shape import _single, full
 
 __all__ = ["KERNELS", "WHEN", "matrix"]
@@ -104,7 +104,9 @@ def _padded(x: Tensor, pad: Sequence[int], mode: str, value: float, out: Tensor)
     total = out.numel
     blocks = programs(total, BLOCK)
     with writable(out) as y:
-        launch(pad_kernel, (capped(device_of(out), blocks),), _bytes(contiguous(x)), _bytes(y), _number(value if mode == "constant" else 0.0, out.dtype),
+        moved = mode != "constant" or out.dtype.kind == "b"  # a value is stored in the dtype itself
+        packed, number = contiguous(x), _number(value, out.dtype) if mode == "constant" else Data(0)
+        launch(pad_kernel, (capped(device_of(out), blocks),), raw(packed) if moved else packed, raw(y) if moved else y, number,
                *_sizes(n), *_sizes(m), *map(Data, before), total, Data(blocks), MODE=mode, FAR=max(total, x.numel) + BLOCK >= FAR, BLOCK=BLOCK)
 
 
@@ -119,7 +121,7 @@ def _inner(x: Tensor, pad: Sequence[int], out: Tensor) -> None:
         shape.append(last - first)
         x_from += first * xs
         y_from += (first + before) * ys
-    move(with_geometry(x, Geometry(tuple(shape), x.strides, x_from)), out=with_geometry(out, Geometry(tuple(shape), out.strides, y_from)))
+    move(raw(with_geometry(x, Geometry(tuple(shape), x.strides, x_from))), out=raw(with_geometry(out, Geometry(tuple(shape), out.strides, y_from))))
 
 
 def constant_pad_nd(x: Tensor, *, pad: Sequence[int], value: float, out: Tensor) -> None:

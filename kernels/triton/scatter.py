@@ -29,18 +29,22 @@ from .pointwise import move
 from .rows import contiguous, cut, device_of, writable
 from .shape import copy, full
 
-__all__ = ["KERNELS", "WHEN", "matrix"]
+__all__ = ["KERNELS", "WHEN", "matrix", "raw"]
 
 INF = float("inf")
-_I32, _U8 = BY_NAME["int32"], BY_NAME["uint8"]
+_I32 = BY_NAME["int32"]
 
 
-def _bytes(t: Tensor) -> Tensor:
-    """A bool tensor as its bytes: they are moved, not computed with."""
-    if t.dtype.kind != "b":
+_RAW = {1: BY_NAME["uint8"], 2: BY_NAME["int16"], 4: _I32, 8: BY_NAME["int64"]}
+
+
+def raw(t: Tensor) -> Tensor:
+    """The tensor as integers of its size: what is only moved is compiled once a size, not once a dtype."""
+    kind = _RAW[t.itemsize]
+    if t.dtype is kind:
         return t
     owner = t.owner
-    return _native.wrap(t.address, _U8.code, t.shape, t.strides, t.device_index, t if owner is None else owner)
+    return _native.wrap(t.address, kind.code, t.shape, t.strides, t.device_index, t if owner is None else owner)
 
 
 # ---- the last of several values -------------------------------------------------------------------------------------------
@@ -101,7 +105,7 @@ def _put(x: Tensor, index: Tensor, source: Tensor, y: Tensor, shape: tuple[int, 
         launch(winner_kernel, (capped(device, blocks),), index, winner, Data(n), Data(length), Data(inner), terms, Data(blocks), EACH=each, FAR=far,
                BLOCK=TILE)
     blocks = programs(total, TILE)
-    launch(put_kernel, (capped(device, blocks),), _bytes(x), winner, _bytes(source), _bytes(y), Data(n), Data(length), inner, total, Data(blocks),
+    launch(put_kernel, (capped(device, blocks),), raw(x), winner, raw(source), raw(y), Data(n), Data(length), inner, total, Data(blocks),
            EACH=each, VALUE=value, FAR=far, BLOCK=TILE)
 
 
@@ -177,10 +181,10 @@ def product(a, b):
 
 
 @triton.jit
-def reduce_kernel(x_ptr, index_ptr, source_ptr, y_ptr, n, length, inner, columns, blocks, blocks_c, OP: tl.constexpr, OWN: tl.constexpr,
-                  MEAN: tl.constexpr, IDENTITY: tl.constexpr, WHOLE: tl.constexpr, FAR: tl.constexpr, BLOCK_N: tl.constexpr,
+def reduce_kernel(x_ptr, index_ptr, source_ptr, y_ptr, n, length, inner, columns, blocks, blocks_c, own, mean, OP: tl.constexpr,
+                  IDENTITY: tl.constexpr, WHOLE: tl.constexpr, FAR: tl.constexpr, BLOCK_N: tl.constexpr,
                   BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr, ACC: tl.constexpr):
-    """y (outer, n, inner) = x and all source[o, j, i] whose index[o, j, i] names the place, reduced; without x unless OWN.
+    """y (outer, n, inner) = x and all source[o, j, i] whose index[o, j, i] names the place, reduced; without x unless own.
 
     WHOLE: integers, whose mean rounds down.
     """
@@ -195,10 +199,7 @@ def reduce_kernel(x_ptr, index_ptr, source_ptr, y_ptr, n, length, inner, columns
         at = (col // inner * n * inner + col % inner)[None, :] + row[:, None] * inner
         from_at = col // inner * length * inner + col % inner
         x = tl.load(x_ptr + at, mask=live, other=0)
-        if OWN:
-            total = x.to(ACC)
-        else:
-            total = tl.full((BLOCK_N, BLOCK_C), IDENTITY, ACC)
+        total = tl.where(own != 0, x.to(ACC), tl.full((BLOCK_N, BLOCK_C), IDENTITY, ACC))
         met = tl.zeros((BLOCK_N, BLOCK_C), tl.int32)
         for start in range(0, length, BLOCK_J):
             j = start + tl.arange(0, BLOCK_J)
@@ -218,11 +219,8 @@ def reduce_kernel(x_ptr, index_ptr, source_ptr, y_ptr, n, length, inner, columns
             else:
                 total += tl.sum(some, 1).to(ACC)
             met += tl.sum(hit.to(tl.int32), 1)
-        if MEAN:
-            parts = met
-            if OWN:
-                parts = met + 1
-            parts = tl.maximum(parts, 1).to(ACC)
+        if mean != 0:
+            parts = tl.maximum(met + own, 1).to(ACC)
             if WHOLE:
                 total = total.to(y_ptr.dtype.element_ty).to(ACC)  # a sum wraps before it is divided
                 quotient = total // parts
@@ -260,7 +258,7 @@ def scatter_reduce(x: Tensor, index: Tensor, src: Tensor, *, dim: int, reduce: s
         blocks_c = programs(columns, block_c)
         blocks = programs(n, block_n) * blocks_c
         launch(reduce_kernel, (capped(device_of(y), blocks),), part, packed, contiguous(_reached(src, index.shape, -1)), y, Data(n), Data(length),
-               inner, Data(columns), Data(blocks), Data(blocks_c), OP=_OP[reduce], OWN=include_self, MEAN=reduce == "mean", IDENTITY=_identity(reduce, y.dtype),
+               inner, Data(columns), Data(blocks), Data(blocks_c), Data(include_self), Data(reduce == "mean"), OP=_OP[reduce], IDENTITY=_identity(reduce, y.dtype),
                WHOLE=y.dtype.is_integer, FAR=_far(columns * n, columns * length), BLOCK_N=block_n, BLOCK_C=block_c, BLOCK_J=4,
                ACC=_ACC.get(y.dtype.name, tl.float32))
 
@@ -318,7 +316,7 @@ def index(x: Tensor, *indices: Tensor | None, out: Tensor) -> None:
     front = contiguous(x.permute(order))
     shape = _shape_around(front, at, sum(i is not None for i in indices))
     with writable(out) as y:
-        _take(front, places, y, shape, places.numel, False)
+        _take(raw(front), places, raw(y), shape, places.numel, False)
 
 
 def index_put(x: Tensor, values: Tensor, *indices: Tensor | None, accumulate: bool, out: Tensor) -> None:
@@ -338,7 +336,7 @@ def index_put(x: Tensor, values: Tensor, *indices: Tensor | None, accumulate: bo
             _put(front, places, source, y, shape, places.numel, False)
         elif y.dtype.kind == "b":  # an or is a sum that is not 0
             total = device_of(y).empty(y.shape, "int32")
-            _add_rows(_bytes(front), places, _bytes(source), total, shape, 1.0, None)
+            _add_rows(raw(front), places, raw(source), total, shape, 1.0, None)
             move(total, out=y)
         else:
             _add_rows(front, places, source, y, shape, 1.0, None)
@@ -385,7 +383,7 @@ def masked_scatter(x: Tensor, mask: Tensor, source: Tensor, *, out: Tensor) -> N
     if n == 0:
         return
     device, blocks = device_of(out), programs(n, TILE)
-    packed = _bytes(contiguous(mask.expand(out.shape)))
+    packed = raw(contiguous(mask.expand(out.shape)))
     counts, before = device.empty((blocks,), "int32"), device.empty((blocks + 1,), "int64")
     launch(count_kernel, (capped(device, blocks),), packed, counts, n, Data(blocks), BLOCK=TILE)
     launch(before_kernel, (1,), counts, before, Data(blocks), BLOCK=TILE)
@@ -396,14 +394,15 @@ def masked_scatter(x: Tensor, mask: Tensor, source: Tensor, *, out: Tensor) -> N
         copy(x.expand(out.shape), out=out)
         return
     with writable(out) as y:
-        launch(place_kernel, (capped(device, blocks),), _bytes(contiguous(x.expand(out.shape))), packed, _bytes(contiguous(source)), before,
-               _bytes(y), n, Data(blocks), BLOCK=TILE)
+        launch(place_kernel, (capped(device, blocks),), raw(contiguous(x.expand(out.shape))), packed, raw(contiguous(source)), before,
+               raw(y), n, Data(blocks), BLOCK=TILE)
 
 
 # ---- scatters into a view --------------------------------------------------------------------------------------------------------
 def _into(x: Tensor, src: Tensor, view: geometry.Geometry, out: Tensor) -> None:
-    move(x, out=out)
-    move(src, out=with_geometry(out, view))
+    out = raw(out)
+    move(raw(x), out=out)
+    move(raw(src), out=with_geometry(out, view))
 
 
 def _geometry(t: Tensor) -> geometry.Geometry:
@@ -533,8 +532,8 @@ def matrix() -> Iterator[tuple[str, Any, tuple, dict[str, Any], int]]:
                 {"EACH": each, "VALUE": False, "FAR": False, "BLOCK": TILE}, 4
     for t, op, acc, identity in (("*fp32", "sum", tl.float32, 0), ("*fp16", "max", tl.float32, -INF), ("*i32", "sum", tl.int32, 0),
                                  ("*fp32", "prod", tl.float32, 1)):
-        yield f"reduce {op} {t[1:]}", reduce_kernel, ((t, True), ("*i64", True), (t, True), (t, True), some, some, some, some, i32, i32), \
-            {"OP": op, "OWN": True, "MEAN": op == "sum", "IDENTITY": identity, "WHOLE": t == "*i32", "FAR": False, "BLOCK_N": 16, "BLOCK_C": 64,
+        yield f"reduce {op} {t[1:]}", reduce_kernel, ((t, True), ("*i64", True), (t, True), (t, True), some, some, some, some, i32, i32, i32, i32), \
+            {"OP": op, "IDENTITY": identity, "WHOLE": t == "*i32", "FAR": False, "BLOCK_N": 16, "BLOCK_C": 64,
              "BLOCK_J": 4, "ACC": acc}, 4
     yield "wrap", wrap_kernel, (("*i64", True), ("*i64", True), i32, some, i32), {"BLOCK": TILE}, 4
     yield "linear", linear_kernel, (("*i64", True), ("*i64", True), i32, some, i32), {"FIRST": False, "BLOCK": TILE}, 4
