@@ -185,10 +185,11 @@ class Driver:
 
     # ---- required: memory ------------------------------------------------------------------------------------------
     def alloc(self, device: int, nbytes: int, align: int = 0) -> int:
-        """A device address of at least ``nbytes`` bytes.  OutOfMemory when there is none; ArgumentError for 0."""
+        """A device address, above 0, of at least ``nbytes`` bytes.  OutOfMemory when there is none; ArgumentError for 0."""
         raise Unsupported(f"{self.name}: no alloc; every driver needs it")
 
     def free(self, device: int, address: int) -> None:
+        """Of memory that queued work uses: waits for that work, takes effect behind it, or is Busy; the work sees its own bytes."""
         raise Unsupported(f"{self.name}: no free; every driver needs it")
 
     def copy(self, device: int, desc: Copy, stream: int = 0) -> None:
@@ -201,7 +202,10 @@ class Driver:
         raise Unsupported(f"{self.name}: no fill; the host stages it")
 
     def mem_info(self, device: int) -> tuple[int, int]:
-        """(free, total) bytes.  Absent: the allocator's own count is used."""
+        """(free, total) bytes; free is at most total less what alloc gave (with ``host_access``: less what of it was written).
+
+        Absent: the allocator's own count is used.
+        """
         raise Unsupported(f"{self.name}: no mem_info; haian's allocator counts")
 
     def host_alloc(self, device: int, nbytes: int, managed: bool = False) -> int:
@@ -252,6 +256,7 @@ class Driver:
         raise Unsupported(f"{self.name}: no events")
 
     def event_destroy(self, event: int) -> None:
+        """The handle is dead at once; a record or wait of it that is queued still happens."""
         raise Unsupported(f"{self.name}: no events")
 
     def event_record(self, event: int, stream: int) -> None:

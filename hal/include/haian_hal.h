@@ -16,13 +16,17 @@
  *     on it has happened when the call returns (a launch may still run; sync waits for it).
  *  7. A status is HAL_OK or a code below; last_error has the calling thread's message of its last failure.  What fails later
  *     is kept by its stream and delivered once, by that stream's next sync or query.  HAL_DEVICE_LOST stays until reset.
- *  8. Who creates, destroys.  Strings live as long as the adapter.  Buffers given to an asynchronous call stay valid until
- *     its stream has passed it.
+ *  8. Who creates, destroys.  Strings live as long as the adapter.  The caller keeps host memory given to an asynchronous
+ *     call valid until its stream has passed it.  Device memory and events may go earlier.  mem.free of memory that queued
+ *     work uses waits for it, takes effect behind it, or is HAL_BUSY: in each case the work sees its own bytes (check 22).
+ *     event.destroy kills the handle at once, and a record or wait of it that is queued still happens (check 55).
  *  9. Calls on different handles may come from any threads at once; calls on one stream too, unless HAL_CAP_SERIAL_STREAMS
  *     asks the host to serialise them.  alloc, free and props always.  Callbacks run with no lock of the adapter held and do
  *     not call back into their stream.
  * 10. An adapter does not validate what the host's validation layer does (bounds, stale handles, leaks).  It refuses by
  *     itself: another ABI major, a device number out of range, zero bytes, more than max_alloc_bytes, a bad image or kernel.
+ *     A success of alloc gives an address above 0.  mem.info counts what alloc gave: free is at most total less that; of the
+ *     machine's own memory (HAL_CAP_HOST_ACCESS) at most total less what of it was written.
  * 11. Capability bits are claims; the conformance suite checks each.
  *
  * The text between CFFI-BEGIN and CFFI-END is read verbatim by cffi: no macros in there.
