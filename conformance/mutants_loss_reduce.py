@@ -69,6 +69,16 @@ def _soft(z):
     return e / e.sum(-1, keepdims=True)
 
 
+def _apart(targets, classes, blank):
+    """The second of two equal labels becomes another one."""
+    found = targets.copy()
+    for row in found:
+        for s in range(1, len(row)):
+            if row[s] == row[s - 1]:
+                row[s] = next((c for c in range(classes) if c not in (row[s], blank)), row[s])
+    return found
+
+
 # operator, mistake, kind of case meant to refuse it, maker
 ROWS: tuple[Row, ...] = (
     # ---- element-wise losses
@@ -154,4 +164,31 @@ ROWS: tuple[Row, ...] = (
         lambda y, t, a: (y * np.tri(*y.shape[-2:], -1)).astype(y.dtype))),
     ("scaled_upper_triang_masked_softmax", "masked after the sum", "value", lambda op, right: lambda t, a: (
         (_soft(t[0].astype(np.float64) * a["scale"]) * np.tri(*t[0].shape[-2:])).astype(t[0].dtype),)),
+    # ---- a linear layer's cross entropy, connectionist temporal classification
+    ("fused_linear_cross_entropy", "bias ignored", "value", _without(3)),
+    ("fused_linear_cross_entropy", "ignored rows count in the mean", "value", _part(
+        0, lambda ys, t, a: ys[0] * (t[2] != a["ignore_index"]).mean() if a["reduction"] == "mean" and t[2].size else ys[0])),
+    ("fused_linear_cross_entropy", "smoothing over one class too few", "value", attr(label_smoothing=lambda e: e * 0.9)),
+    ("fused_linear_cross_entropy", "logsumexp without the maximum", "value", _part(
+        1, lambda ys, t, a: ys[1] - (t[0].astype(np.float64) @ t[1].T.astype(np.float64)).max(1, initial=-np.inf) if t[0].shape[0] else ys[1])),
+    ("fused_linear_cross_entropy_backward", "the target is not subtracted", "value", attr(label_smoothing=1.0)),
+    ("fused_linear_cross_entropy_backward", "dweight of the last chunk alone", "value", _part(
+        1, lambda ys, t, a: np.where(np.arange(len(ys[1]))[:, None] < len(ys[1]) // 512 * 512, 0, ys[1]) if len(ys[1]) > 512 else ys[1])),
+    ("fused_linear_cross_entropy_backward", "dbias is its mean", "value", _part(2, lambda ys, t, a: ys[2] / max(t[1].shape[0], 1))),
+    ("ctc_loss_forward", "equal labels follow one another", "value", lambda op, right: lambda t, a: right(
+        [t[0], _apart(t[1], t[0].shape[2], a["blank"]), *t[2:]], a)),
+    ("ctc_loss_forward", "input lengths ignored", "value", inputs(lambda t: [*t[:2], np.full_like(t[2], t[0].shape[0]), t[3]])),
+    ("ctc_loss_forward", "blank taken for 0", "value", attr(blank=0)),
+    ("ctc_loss_backward", "exp(log_probs) left out", "value", result(lambda y, t, a: (y - np.exp(t[1].astype(np.float64)) * t[0][:, None]).astype(y.dtype))),
+    ("ctc_loss_backward", "infinite losses count", "value", attr(zero_infinity=False)),
+    # ---- what is made of norms
+    ("normalize", "eps added", "value", lambda op, right: lambda t, a: (
+        (t[0] / (np.linalg.norm(t[0].astype(np.float64), a["p"], a["dim"], True) + 1e-3)).astype(t[0].dtype),) if t[0].ndim and t[0].size else right(t, a)),
+    ("normalize", "always the square norm", "value", attr(p=2.0)),
+    ("weight_norm", "norm over the last axes", "value", lambda op, right: lambda t, a: right(t, a) if a["dim"] % t[0].ndim != t[0].ndim - 1 or t[0].ndim < 2
+     else tuple((y * 1.01).astype(y.dtype) for y in right(t, a))),
+    ("weight_norm", "g ignored", "value", inputs(lambda t: [t[0], np.ones_like(t[1])])),
+    ("total_norm", "a sum of norms", "value", lambda op, right: lambda t, a: (sum(right([[x]], a)[0].astype(np.float64) for x in t[0] if x.size)
+                                                                          * np.ones((), t[0][0].dtype),) if len(t[0]) > 1 else right(t, a)),
+    ("total_norm", "always the square norm", "value", attr(norm_type=2.0)),
 )

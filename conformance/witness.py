@@ -209,6 +209,33 @@ def torch_target() -> FunctionTarget:
         y = f.conv1d(x, w.unsqueeze(1), b, padding=w.shape[1] - 1, groups=w.shape[0])[..., : x.shape[2]]
         return f.silu(y) if activation == "silu" else y
 
+    def grouped_mm(a, b, offs):
+        out, first = a.new_zeros(a.shape[0], b.shape[2]), 0
+        for g, end in enumerate(offs.tolist()):
+            out[first:end], first = torch.mm(a[first:end], b[g]), end
+        return out
+
+    def attention_varlen(q, k, v, ends_q, ends_k, slopes, *, scale, is_causal, window_left, window_right, softcap):
+        """A sequence at a time, with all that hides or biases keys in one mask."""
+        if softcap:
+            raise Unsupported("torch has no softcap")
+        out = q.new_zeros(*q.shape[:2], v.shape[2])
+        for b, (i, j) in enumerate(zip(ends_q[:-1].tolist(), ends_k[:-1].tolist())):
+            of, to = slice(i, int(ends_q[b + 1])), slice(j, int(ends_k[b + 1]))
+            n_q, n_k = of.stop - i, to.stop - j
+            ahead = torch.arange(n_k) - (torch.arange(n_q) + n_k - n_q)[:, None]
+            seen = torch.ones(ahead.shape, dtype=torch.bool)
+            for on, rule in ((is_causal, ahead <= 0), (window_right >= 0, ahead <= window_right), (window_left >= 0, ahead >= -window_left)):
+                seen &= rule if on else seen
+            mask = torch.zeros(1, *ahead.shape).masked_fill(~seen, -float("inf")).to(wide(q)[0].dtype)
+            if slopes is not None:
+                mask = mask - (slopes if slopes.ndim == 1 else slopes[b])[:, None, None].to(mask.dtype) * ahead.abs()
+            given = [t.transpose(0, 1)[None] for t in wide(q[of], k[to], v[to])] if n_q and n_k else []
+            if given:
+                got = f.scaled_dot_product_attention(*given, attn_mask=mask[None], scale=scale, enable_gqa=True)[0].transpose(0, 1)
+                out[of] = torch.where(seen.any(1)[:, None, None], got, 0).to(q.dtype)
+        return out
+
     def pool(name: str) -> Callable:
         own = "_" + name if name.startswith("adaptive_avg") and "1d" not in name else name
         fn, axes = getattr(aten, own), int(name[name.index("pool") + 4])
@@ -294,6 +321,17 @@ def torch_target() -> FunctionTarget:
         return call
 
     r = {"none": 0, "mean": 1, "sum": 2}
+
+    def ctc_loss(x, targets, steps, labels, *, blank):
+        if not torch.isfinite(x).all() or not labels.numel() or int(labels.max()) != targets.shape[1]:
+            raise Unsupported("aten leaves states of no sequence out, and memory that no sequence reaches undefined")
+        nll, alpha = aten._ctc_loss(x, targets, steps.tolist(), labels.tolist(), blank, False)
+        inside = (torch.arange(alpha.shape[1])[:, None] < steps[:, None, None]) & (torch.arange(alpha.shape[2]) < 2 * labels[:, None, None] + 1)
+        return nll, torch.where(inside, alpha, -torch.inf)
+
+    def weight_norm(v, g, dim):
+        norm = torch.linalg.vector_norm(v, 2, tuple(d for d in range(v.ndim) if d != dim), keepdim=True) if v.ndim > 1 else v.abs()
+        return v * (g / norm), norm
 
     def finite(*tensors):
         if not all(torch.isfinite(t).all() for t in tensors):
@@ -502,6 +540,14 @@ def torch_target() -> FunctionTarget:
             dy, x, t, w, r[reduction], ignore_index, total
         ),
         "cross_entropy": cross_entropy,
+        "fused_linear_cross_entropy": lambda x, w, t, b, *, reduction, ignore_index, label_smoothing: (
+            f.cross_entropy(f.linear(*wide_weights(x, w, b)), t, None, reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing),
+            torch.where(t == ignore_index, 0.0, torch.logsumexp(f.linear(*wide_weights(x, w, b)), -1)),
+        ),
+        "ctc_loss_forward": ctc_loss,
+        "normalize": lambda x, *, p, dim, eps: f.normalize(wide_weights(x)[0], p, dim, eps) if x.numel() else x.clone(),
+        "weight_norm": lambda v, g, *, dim: weight_norm(*wide_weights(v, g), dim % v.ndim),
+        "total_norm": lambda tensors, *, norm_type: torch.nn.utils.get_total_norm(wide_weights(*(t for t in tensors if t.numel())), norm_type),
         "cdist": lambda a, b, *, p, compute_mode: aten._cdist_forward(*finite(*torch_batches(a, b)), p, 2).to(a.dtype),
         "pdist": lambda x, *, p: aten._pdist_forward(finite(x)[0], p),
         "scaled_masked_softmax": masked_softmax,
@@ -517,6 +563,9 @@ def torch_target() -> FunctionTarget:
         "convolution": lambda x, w, b, **a: torch.convolution(x, w, b, *a.values()),
         "convolution_backward": convolution_backward,
         "causal_conv1d": causal_conv1d,
+        "moe_sum": lambda x: torch.sum(x, 1),
+        "grouped_mm": grouped_mm,
+        "attention_varlen": attention_varlen,
         "im2col": lambda x, **a: aten.im2col(x, *map(list, a.values())),
         "col2im": lambda x, **a: aten.col2im(x, *map(list, a.values())),
         **{name: pool(name) for name, record in OPS.items() if record.family == "pool"},
@@ -617,7 +666,7 @@ def _over_torch(torch: Any, op: Op, fn: Callable) -> Callable:
         given = {k: kind(v) if k == "dtype" and v is not None else v for k, v in attrs.items()}
         plain = tuple(tuple(t) if isinstance(t, list) else t for t in tensors)
         specs = result_specs(op, plain, attrs)
-        if op.family in ("index", "loss", "pool", "scatter", "moves"):
+        if op.family in ("index", "loss", "pool", "scatter", "moves", "moe", "attention_serve", "fused_loss", "ctc"):
             reference(op, plain, attrs)  # refuses indices out of bounds in the standard's words; torch's own differ
         if op.name in _WIDENED:
             inputs = tuple(

@@ -20,6 +20,7 @@ typedef struct element_job {
   double a, b, scale; /* attributes of the loss; what the gradient is multiplied by */
   row_axes in[LOSS_OPERANDS], y;
   const char *data[LOSS_OPERANDS]; /* NULL: not given */
+  const char *one;                 /* dy where it is one number, else NULL */
   char *y_data;
   double part[LOSS_BLOCKS];
 } element_job;
@@ -96,7 +97,8 @@ static int32_t run(const char *name, enum element_loss loss, const haian_args *a
   for (int i = 0; i < shape.ndim; i++) job.n *= shape.shape[i];
   job.scale = reduction == REDUCTION_MEAN ? 1 / (double)job.n : 1;
   for (int i = 0; i < LOSS_OPERANDS; i++) job.data[i] = NULL;
-  if (dy) spread(&job, DY, dy, &shape);
+  job.one = dy && dy->ndim == 0 ? dy->data : NULL;
+  if (dy && dy->ndim) spread(&job, DY, dy, &shape);
   for (int i = slope; i < args->n_in; i++) spread(&job, (enum operand)(X + i - slope), args->in[i], &shape);
   row_of(&job.y, y, ~0u);
   job.y_data = y->data;

@@ -50,33 +50,35 @@ ROW_INLINE void FN(powers)(REAL *v, double gamma, int64_t n) {
     return;                                                \
   } while (0)
 
-/* The chance of the wrong answer to the power gamma, and how that moves with x. */
+/* weight (1 - p)^gamma times the loss of logits, p the chance given to the target; with slope its derivative.  Every step
+ * is a loop of its own: conditions inside one keep it from being vectorised. */
 static void FN(focal)(const element_job *job, const REAL *restrict p, const REAL *restrict q, REAL *restrict v,
                       int64_t n) {
-  REAL power[LOSS_RUN], lower[LOSS_RUN], alpha = (REAL)job->a, gamma = (REAL)job->b;
-  const bool weighted = job->a >= 0;
-  for (int64_t i = 0; i < n; i++) {
-    FN(logit) s = FN(logit_parts)(p[i]);
-    power[i] = s.p * (1 - q[i]) + s.q * q[i];
-  }
-  if (job->slope) {
-    memcpy(lower, power, sizeof(REAL) * (size_t)n);
-    FN(powers)(lower, job->b - 1, n);
-  }
-  FN(powers)(power, job->b, n);
+  REAL miss[LOSS_RUN], loss[LOSS_RUN], bend[LOSS_RUN], lower[LOSS_RUN];
+  const REAL alpha = (REAL)job->a, gamma = (REAL)job->b;
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; i++) {
     const REAL x = p[i], t = q[i];
     FN(logit) s = FN(logit_parts)(x);
-    REAL loss = FN(logit_loss)(x, t, 1, s.l), weight = weighted ? alpha * t + (1 - alpha) * (1 - t) : 1;
-    if (job->slope) {
-      REAL tail = gamma == 0 ? 0 : gamma * lower[i] * (s.p * s.q * (1 - 2 * t)) * loss;
-      loss = power[i] * ((1 - t) * s.p - t * s.q) + tail;
-    } else {
-      loss *= power[i];
-    }
-    v[i] = weight * loss;
+    miss[i] = s.p * (1 - t) + s.q * t;
+    loss[i] = FN(logit_loss)(x, t, 1, s.l);
+    bend[i] = s.p * s.q * (1 - 2 * t); /* of miss */
+    v[i] = (1 - t) * s.p - t * s.q;    /* of the loss */
   }
+  if (job->slope && gamma != 0) {
+    memcpy(lower, miss, sizeof(REAL) * (size_t)n);
+    FN(powers)(lower, job->b - 1, n);
+    FN(powers)(miss, job->b, n);
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; i++) v[i] = miss[i] * v[i] + gamma * lower[i] * bend[i] * loss[i];
+  } else if (!job->slope) {
+    FN(powers)(miss, job->b, n);
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; i++) v[i] = miss[i] * loss[i];
+  }
+  if (alpha < 0) return;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; i++) v[i] *= alpha * q[i] + (1 - alpha) * (1 - q[i]);
 }
 
 /* v = the loss of each element of a run; w: pos_weight or NULL. */
@@ -144,9 +146,12 @@ static void FN(element_blocks)(void *ctx, int64_t lo, int64_t hi) {
       (job->slope ? FN(slopes) : FN(losses))(job, in[X], in[TARGET], in[POS_WEIGHT], out, n);
       if (in[WEIGHT])
         for (int64_t i = 0; i < n; i++) out[i] *= in[WEIGHT][i];
-      if (in[DY]) {
+      if (job->slope) {
         REAL scale = (REAL)job->scale;
-        for (int64_t i = 0; i < n; i++) out[i] = out[i] * in[DY][i] * scale;
+        if (job->one) scale *= FN(load_one)(job->in[X].dtype, job->one);
+        for (int64_t i = 0; i < n; i++) out[i] *= scale;
+        if (in[DY])
+          for (int64_t i = 0; i < n; i++) out[i] *= in[DY][i];
       }
       if (job->sum) sum += (double)FN(sum_chunk)(out, n);
       else FN(put)(&job->y, job->y_data, at, n, out, job->stream);

@@ -459,7 +459,7 @@ def _norm(x, *, ord, dim, keepdim, dtype):
         return np.asarray(total if ord == 1 else total ** (1 / ord))
 
 
-def _norm_grad(o, dy, inputs, y, attrs):
+def norm_grad(o, dy, inputs, y, attrs):
     """0 where the norm is: the subgradient aten takes."""
     x, p, dim = inputs[0], attrs["ord"], attrs["dim"]
     none = zeros(o, (), x.dtype)
@@ -487,7 +487,7 @@ def _norm_samples():
 
 op("linalg_vector_norm(Tensor x, float ord=2.0, int[]? dim=None, bool keepdim=false, *, dtype? dtype=None) -> Tensor", family="reduce",
    dtypes=FLOATS, infer=_infer_norm, reference=_norm, budget=Conditioned(k=4, terms=_length), cost=_cost(_infer_norm, 2),
-   samples=_norm_samples(), grad=_norm_grad,
+   samples=_norm_samples(), grad=norm_grad,
    bad=(*_BAD, _BAD_INT, Bad("inf_of_nothing", (In((4, 0)),), ShapeError, ("(4, 0)", "no element"), {"ord": _INF, "dim": 1}),
         Bad("ord_nan", _X, ArgumentError, ("ord is NaN",), {"ord": _NAN})),
    doc="(sum of |x|^ord)^(1 / ord) over the axes dim (None or (): all of them); ord inf and -inf: the largest and smallest |x|, 0: how many are "

@@ -155,7 +155,7 @@ def backward_kernel(dy_ptr, target_ptr, weight_ptr, total_ptr, dx_ptr, n, classe
 
 
 # ---- launching -----------------------------------------------------------------------------------------------------------
-def _check(name: str, target: Tensor, classes: int, ignore: int) -> None:
+def check_targets(name: str, target: Tensor, classes: int, ignore: int) -> None:
     """Raises IndexOutOfBounds for the first target outside 0 <= target < classes that is not ignore_index."""
     bad = first_outside(target, classes, ignore)
     if bad is not None:
@@ -181,7 +181,7 @@ def _losses(name: str, x: Tensor, target: Tensor, weight: Tensor | None, reducti
     """The three losses: cross_entropy where ``smoothing`` is given."""
     target = contiguous(target)
     n, classes, step_n, step_c = _rows(x)
-    _check(name, target, classes, ignore)
+    check_targets(name, target, classes, ignore)
     device, reduce, wide = device_of(x), reduction != "none", x.dtype.name == "float64"
     w = None if weight is None else contiguous(weight)
     block, block_c = (ROWS, 1) if smoothing is None else _tile(classes, n)
@@ -227,7 +227,7 @@ def nll_loss_backward(dy: Tensor, x: Tensor, target: Tensor, weight: Tensor | No
                       ignore_index: int, out: Tensor) -> None:
     target = contiguous(target)
     n, classes, _, _ = _rows(x)
-    _check("nll_loss_backward", target, classes, ignore_index)
+    check_targets("nll_loss_backward", target, classes, ignore_index)
     if out.numel == 0:
         return
     block_r, block_c = _tile(classes, n, TILE)
