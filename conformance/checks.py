@@ -222,7 +222,7 @@ def _special(run: Run) -> Verdict:
     ]
     rule = run.op.budget
     kinds = "moderate" if isinstance(rule, Composite) and len(open_) > 1 else "all"
-    if isinstance(rule, (Conditioned, Reduction)):
+    if isinstance(rule, (Conditioned, Reduction)) and open_:  # lists of tensors are left as they are
         open_ = [open_[int(run.rng.integers(len(open_)))]]
         kinds = "infinite" if isinstance(rule, Reduction) or run.op.family == "softmax" and len(arrays) == 1 else "nan"
     for i, x in zip(open_, memory.sprinkle([arrays[i] for i in open_], run.rng, kinds)):
