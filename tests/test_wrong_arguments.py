@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from haian.conformance.hal_checks.check import driver_class
 from haian.hal import Communicator, Event, Graph, Module, Stream, copy
+from haian.hal.driver import Copy
 from haian.hal.errors import (
     ArgumentError,
     DTypeError,
@@ -32,8 +34,10 @@ def at(request):
     closed, freed = device.stream(), device.allocate(64)
     closed.close()
     freed.free()
-    return SimpleNamespace(device=device, x=x, y=empty((6,), "float32", device), stream=device.stream(), event=device.event(), closed=closed, freed=freed,
+    made = SimpleNamespace(device=device, x=x, y=empty((6,), "float32", device), stream=device.stream(), event=device.event(), closed=closed, freed=freed,
                            uid=Communicator.unique_id(device))
+    yield made
+    made.stream.close()
 
 
 CASES = {
@@ -103,6 +107,20 @@ def test_a_device_tensor_is_no_buffer():
     x = asarray([1.0], device="sim:0")
     with pytest.raises(BufferError, match="on sim:0 has no buffer"):
         memoryview(x)
+
+
+@pytest.mark.parametrize("change", [{"nbytes": -1}, {"rows": -1}, {"nbytes": -(1 << 40), "rows": 3}])
+@pytest.mark.parametrize("kind", ["sim", "cpu"])
+def test_drivers_in_this_process_refuse_negative_sizes_themselves(kind, change):
+    """Without the validation layer: a memmove of -1 bytes ends the process."""
+    driver = driver_class(kind)()
+    address, data = driver.alloc(0, 4096), np.zeros(4096, np.uint8)
+    for stream in (0, driver.stream_create(0)):
+        with pytest.raises(ArgumentError, match="needs 0 or more"):
+            driver.copy(0, Copy("h2d", address, data.ctypes.data, 64)._replace(**change), stream)
+        with pytest.raises(ArgumentError, match="fill of -4 bytes"):
+            driver.fill(0, address, b"abcd", -4, stream)
+    driver.fini()
 
 
 def test_roots_and_peers():

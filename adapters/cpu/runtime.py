@@ -172,6 +172,8 @@ class CpuDriver(HostCommunicators, HostDriver):
             raise Unsupported("cpu: no peer copies, there is one device; copy d2d")
         if desc.kind not in _KINDS:
             raise ArgumentError(f"cpu: copy kind {desc.kind!r}; one of {', '.join(_KINDS)}")
+        if desc.nbytes < 0 or desc.rows < 0:
+            raise ArgumentError(f"cpu: copy of {desc.rows} rows of {desc.nbytes} bytes; needs 0 or more")
         if desc.rows > 1 and min(desc.dst_pitch, desc.src_pitch) < desc.nbytes:
             raise ArgumentError(f"cpu: rows of {desc.nbytes} bytes, pitches {desc.dst_pitch} and {desc.src_pitch}; a pitch must hold a row")
         run = partial(_move, desc, (self._at(desc.dst), self._at(desc.src)))
@@ -179,7 +181,7 @@ class CpuDriver(HostCommunicators, HostDriver):
 
     def fill(self, device: int, address: int, pattern: bytes, nbytes: int, stream: int = 0) -> None:
         self._check(device)
-        if len(pattern) not in (1, 2, 4) or nbytes % len(pattern):
+        if len(pattern) not in (1, 2, 4) or nbytes < 0 or nbytes % len(pattern):
             raise ArgumentError(f"cpu: fill of {nbytes} bytes with a pattern of {len(pattern)}; needs 1, 2 or 4, and whole patterns")
         run = partial(_fill, address, bytes(pattern), nbytes, self._at(address))
         self._do(0, stream, Work(self._work, run, "fill", f"fill{len(pattern)}", nbytes))

@@ -283,6 +283,8 @@ class TableDriver(Core):
             raise ArgumentError(f"{self.name}: peer copy to device {desc.dst_device}; there are {self._count}")
         rows, nbytes, pointer = desc.rows, desc.nbytes, self._stream(stream, device)
         if nbytes < 1 or rows < 1:
+            if nbytes < 0 or rows < 0:
+                raise ArgumentError(f"{self.name}: copy of {rows} rows of {nbytes} bytes; needs 0 or more")
             return
         if rows > 1 and nbytes == desc.dst_pitch == desc.src_pitch:
             rows, nbytes = 1, rows * nbytes

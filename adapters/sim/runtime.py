@@ -214,6 +214,8 @@ class SimDriver(HostDriver):
 
     def copy(self, device: int, desc: Copy, stream: int = 0) -> None:
         found = self._device(device)
+        if desc.nbytes < 0 or desc.rows < 0:
+            raise ArgumentError(f"sim: copy of {desc.rows} rows of {desc.nbytes} bytes; needs 0 or more")
         if desc.rows > 1 and min(desc.dst_pitch, desc.src_pitch) < desc.nbytes:
             raise ArgumentError(f"sim: rows of {desc.nbytes} bytes, pitches {desc.dst_pitch} and {desc.src_pitch}; a pitch "
                                 "must hold a row")
@@ -234,7 +236,7 @@ class SimDriver(HostDriver):
 
     def fill(self, device: int, address: int, pattern: bytes, nbytes: int, stream: int = 0) -> None:
         found = self._device(device)
-        if len(pattern) not in (1, 2, 4) or nbytes % len(pattern):
+        if len(pattern) not in (1, 2, 4) or nbytes < 0 or nbytes % len(pattern):
             raise ArgumentError(f"sim: fill of {nbytes} bytes with a pattern of {len(pattern)}; the pattern has 1, 2 or 4 "
                                 "bytes and divides the length")
         if nbytes:
