@@ -110,7 +110,9 @@ def make(name: str) -> Driver:
         base = _base(cls)
     if base == "layer":
         return (cls or Validated)(SimDriver(2, SIM_BYTES))
-    return (cls or SimDriver)(2, SIM_BYTES) if base == "sim" else (cls or CpuDriver)()
+    if base == "cpu":
+        return (cls or CpuDriver)()
+    return (cls or SimDriver)(getattr(cls, "devices", 2), getattr(cls, "total_bytes", SIM_BYTES))  # the mistake may need three, or much
 
 
 _one_folder = threading.Lock()  # functools.cache lets two threads make one each, and the one that is dropped deletes itself

@@ -5,6 +5,8 @@ __all__ = ["C_ROWS"]
 
 _GET = "return host && host->abi_major == HAL_ABI_MAJOR ? &adapter : NULL;"
 
+_RUN = "((kernel_fn)kernel->object)(l->args, l->grid, at);"
+
 # (name, check meant to refuse it, the mistake, ((old text, new text), ...), whether it gets a process of its own)
 C_ROWS: tuple[tuple[str, int, str, tuple[tuple[str, str], ...], bool], ...] = (
     ("COtherTable", 1, "every call of hal_get_adapter gives another table",
@@ -62,5 +64,15 @@ C_ROWS: tuple[tuple[str, int, str, tuple[tuple[str, str], ...], bool], ...] = (
        "if (slots[i].kind != unused) continue;\n    usleep(50);\n    slots[i].kind = -1;"),), False),
     ("CAnyFormat", 66, "the image's format is not looked at", (("!strcmp(format, \"so\") && ", "format && "),), False),
     ("CEmptyGrids", 66, "a grid of 0 programs is a success", (("l->grid[0] && l->grid[1] && l->grid[2] && ", ""),), False),
+    ("CGridSwapped", 66, "a program's places along y and z are swapped",
+     ((_RUN, "((kernel_fn)kernel->object)(l->args, l->grid, (uint32_t[]){at[0], at[2], at[1]});"),), True),
+    ("CGridUntold", 66, "a kernel is told a grid of one program", ((_RUN, "((kernel_fn)kernel->object)(l->args, (uint32_t[]){1, 1, 1}, at);"),), False),
+    ("CInfoAllFree", 18, "mem_info says that everything is free", (("TOTAL - used[d], HAL_OK", "TOTAL, HAL_OK"),), False),
+    ("CRecordOnZero", 54, "a record on stream 0 is lost", (("  event->ns = (uint64_t)now", "  if (s) event->ns = (uint64_t)now"),), False),
+    ("CFillsEnd", 33, "fills end after 66,000 bytes", (("i < bytes; i += size) memcpy", "i < bytes && i < 66000; i += size) memcpy"),), False),
+    ("CRowsFold", 32, "rows are counted in five bits", (("r < c->rows && c->bytes; r++", "r < (c->rows & 31) && c->bytes; r++"),), False),
+    ("CBytesFold", 27, "bytes of a copy are counted in 24 bits", (("+ r * c->src_pitch, c->bytes);", "+ r * c->src_pitch, c->bytes & 0xffffff);"),), False),
+    ("CResetOthers", 59, "reset drops the handles of all devices", (("slots[i].kind > 0 && slots[i].device == d", "slots[i].kind > 0"),), False),
+    ("CPeerUnchecked", 34, "the device of a copy's destination is not looked at", (("  DEVICE(c->dst_device);\n", ""),), False),
     ("CGridTransposed", 66, "programs count along y where the grid has x", (("at[0] < l->grid[0]; at[0]++", "at[0] < l->grid[1]; at[0]++"),), False),
 )  # fmt: skip

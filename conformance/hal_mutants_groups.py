@@ -1,6 +1,7 @@
 """Wrong drivers: modules, graphs, communicators, sharing, profiles, sensors, operators.  Each is a right driver with one mistake."""
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -89,29 +90,34 @@ class LastProgramMissing(CpuDriver):
 class UnloadDropsLaunches(SimDriver):
     """unloading a module drops its queued launches"""
 
-    def launch(self, device: int, desc: Launch, stream: int = 0) -> None:
-        gone = self.__dict__.setdefault("_gone", set())
-        owner = self.__dict__.setdefault("_owner", {}).get(desc.kernel)
-        before = super()._do
+    def _begin(self) -> None:
+        super()._begin()
+        self._gone: set[int] = set()
+        self._owner: dict[int, int] = {}  # kernel -> module
+        self._launching = threading.local()
 
-        def guarded(device: int, stream: int, work: Work) -> None:
+    def _do(self, device: int, stream: int, work: Work) -> None:
+        owner = getattr(self._launching, "owner", None)
+        if owner is not None:
             run = work.run
-            before(device, stream, Work(work.kind, lambda: None if owner in gone else run(), work.what, work.name, work.nbytes))
+            work = Work(work.kind, lambda: None if owner in self._gone else run(), work.what, work.name, work.nbytes)
+        super()._do(device, stream, work)
 
-        self._do = guarded  # type: ignore[method-assign]
+    def launch(self, device: int, desc: Launch, stream: int = 0) -> None:
+        self._launching.owner = self._owner.get(desc.kernel)
         try:
             super().launch(device, desc, stream)
         finally:
-            del self._do
+            self._launching.owner = None
 
     def get_kernel(self, module: int, name: str) -> int:
         made = super().get_kernel(module, name)
-        self.__dict__.setdefault("_owner", {})[made] = module
+        self._owner[made] = module
         return made
 
     def module_unload(self, module: int) -> None:
         super().module_unload(module)
-        self.__dict__.setdefault("_gone", set()).add(module)
+        self._gone.add(module)
 
 
 class InfoCountsWrong(SimDriver):

@@ -21,8 +21,7 @@ def test_every_mutant_is_refused_by_its_own_check():
 def test_mutants_cover_the_suite():
     mutants = hal_mutants.MUTANTS.values()
     covered = {m.killed_by for m in mutants}
-    left_out = {8: "about two adapters, not one driver", 36: "needs more than 4 GiB"}
-    assert set(range(1, 73)) - covered == set(left_out)
+    assert covered == set(range(1, 73))
     assert {m.base for m in mutants} == set(hal_mutants.BASES)
     assert len({m.story for m in mutants if m.base != "inline"}) == sum(m.base != "inline" for m in mutants)
 
@@ -31,7 +30,7 @@ def test_mutants_cover_the_suite():
 def test_the_unchanged_driver_is_refused_by_none_of_these_checks(base):
     if base == "inline" and not compiler():
         pytest.skip("no C compiler")
-    numbers = {m.killed_by for m in hal_mutants.MUTANTS.values() if m.base == base}
+    numbers = {m.killed_by for m in hal_mutants.MUTANTS.values() if m.base == base} - {36}  # which needs more memory than the small simulator's
     lines = check_driver(hal_mutants.make, (base,), chosen=hal_mutants.cases_of(*numbers))
     assert not [f"{x['id']}: {x['result']} {x['message']}" for x in lines if x["result"] != "pass"]
 

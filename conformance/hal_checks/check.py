@@ -469,10 +469,11 @@ class Guarded:
         """Requires all guard bytes to be whole; returns the bytes inside."""
         seen = self._s.download(self.base, self._whole, device=self._device)
         inside = slice(self._before, self._before + self.nbytes)
-        changed = np.flatnonzero(seen != _GUARD_BYTE)
-        changed = changed[(changed < inside.start) | (changed >= inside.stop)]
+        around = np.concatenate([seen[: inside.start], seen[inside.stop :]])
+        changed = np.flatnonzero(around != _GUARD_BYTE)
         if changed.size:
-            at = int(changed[0]) - self._before
+            first = int(changed[0])
+            at = first - self._before + (self.nbytes if first >= inside.start else 0)
             raise AssertionError(f"{what}: {changed.size} bytes outside the {self.nbytes} asked for were changed, the first at {at:+d}")
         return seen[inside]
 

@@ -9,68 +9,98 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...hal.driver import DEVICE_TO_HOST, HOST_TO_DEVICE, Copy, Driver
+from ...hal.driver import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, Copy, Driver, Launch, ProfileRecord
 from ...hal.dtype import BY_NAME, DType
-from ...hal.errors import HaianError, Unsupported
+from ...hal.errors import HaianError, OutOfMemory, Unsupported
 from .check import NotOffered, Subject, check, host, require
 from .module import Axpy
 from .stream import sync_within
 
 _N = 8192
-_WORK = 20  # launches, copies and fills that a profile must show
+_SHARED = (1 << 20) + 8192  # bytes that another process opens
+_WORK = 40  # rounds of launches, copies and fills that a profile must show: more than a small buffer of records holds
+_LONG_S = 0.02  # of a host function whose record must be as long
 
 
 # ---- sharing ------------------------------------------------------------------------------------------------------------------
 @check(69, "ipc", "X", needs=("ipc",), timeout_s=40)
 def ipc(s: Subject) -> None:
-    """Memory exported here is read and written by another process; closing twice is refused."""
-    address, data = s.alloc(_N), s.pattern(_N)
-    s.upload(address, data)
-    handle = s.driver.ipc_export(s.device, address)
-    require(isinstance(handle, bytes) and 0 < len(handle) <= 64, f"ipc_export gave {handle!r}; needs 1 to 64 bytes")
-    require(s.driver.ipc_export(s.device, address), "a second export of the same memory gave nothing")
-    seen, twice = s.elsewhere(_open_there, s.device, handle, timeout_s=30)
-    require((np.frombuffer(seen, np.uint8) == data).all(), "another process read other bytes than those exported")
-    require(twice == "InvalidHandle", f"the second ipc_close gave {twice}; needs InvalidHandle")
-    written = s.download(address, _N)
-    require((written == 255 - data).all(), "what another process wrote is not seen here")
-    s.free(address)
-    again = s.alloc(_N)
-    s.upload(again, data)
-    require((s.download(again, _N) == data).all(), "memory does not work after shared memory was freed")
+    """Memory exported here, of each device, is read and written by another process, and events wait there; closing twice is refused."""
+    handles, blocks = [], []
+    for device in [s.device] + ([s.other()] if s.count > 1 else []):
+        address, data = s.alloc(_SHARED, device=device), s.pattern(_SHARED)
+        s.upload(address, data, device=device)
+        s.free(s.alloc(_SHARED, device=device), device=device)
+        newest = s.alloc(_SHARED, device=device)  # is not what is exported
+        handle = s.driver.ipc_export(device, address)
+        require(isinstance(handle, bytes) and 0 < len(handle) <= 64, f"ipc_export gave {handle!r}; needs 1 to 64 bytes")
+        require(s.driver.ipc_export(device, address), "a second export of the same memory gave nothing")
+        handles.append((device, handle))
+        blocks.append((device, address, data, newest))
+    shared = b""
+    if s.offers("stream") and s.offers("ipc_event_export") and s.offers("ipc_event_open"):
+        event, stream = s.event(timing=False), s.stream()
+        s.driver.event_record(event, stream)
+        s.driver.stream_sync(stream)
+        shared = s.driver.ipc_event_export(event)
+    answers = s.elsewhere(_open_there, handles, shared, timeout_s=30)
+    for (device, address, data, newest), (seen, twice) in zip(blocks, answers):
+        wrong = np.flatnonzero(np.frombuffer(seen, np.uint8) != data)
+        require(not wrong.size, f"another process read {wrong.size} of {_SHARED} bytes of device {device} that are not those exported, the first at {wrong[:1]}")
+        require(twice == "InvalidHandle", f"the second ipc_close gave {twice}; needs InvalidHandle")
+        written = s.download(address, _SHARED, device=device)
+        require((written == 255 - data).all(), f"what another process wrote to device {device} is not seen here")
+        s.free(address, device=device)
+        s.free(newest, device=device)
+        again = s.alloc(_SHARED, device=device)
+        s.upload(again, data, device=device)
+        require((s.download(again, _SHARED, device=device) == data).all(), "memory does not work after shared memory was freed")
 
 
-def _open_there(factory: Callable[..., Driver], arguments: tuple, device: int, handle: bytes) -> tuple[bytes, str]:
-    """In another process: (bytes found, what the second close raised); the bytes are replaced by 255 minus them."""
+def _open_there(factory: Callable[..., Driver], arguments: tuple, handles: list[tuple[int, bytes]], event: bytes) -> list[tuple[bytes, str]]:
+    """In another process: (bytes found, what the second close raised) of each handle; the bytes are replaced by 255 minus them."""
     driver = factory(*arguments)
     driver.init()
     driver.device_count()
-    address = driver.ipc_open(device, handle)
-    seen = np.zeros(_N, np.uint8)
-    driver.copy(device, Copy(DEVICE_TO_HOST, host(seen), address, _N))
-    new = 255 - seen
-    driver.copy(device, Copy(HOST_TO_DEVICE, address, host(new), _N))
-    driver.sync(device)
-    driver.ipc_close(device, address)
-    try:
+    answers = []
+    for device, handle in handles:
+        address = driver.ipc_open(device, handle)
+        seen = np.zeros(_SHARED, np.uint8)
+        driver.copy(device, Copy(DEVICE_TO_HOST, host(seen), address, _SHARED))
+        new = 255 - seen
+        driver.copy(device, Copy(HOST_TO_DEVICE, address, host(new), _SHARED))
+        driver.sync(device)
         driver.ipc_close(device, address)
-    except HaianError as error:
-        return seen.tobytes(), type(error).__name__
-    return seen.tobytes(), "success"
+        try:
+            driver.ipc_close(device, address)
+            twice = "success"
+        except HaianError as error:
+            twice = type(error).__name__
+        answers.append((seen.tobytes(), twice))
+    if event:  # it has happened there
+        mine = driver.ipc_event_open(handles[0][0], event)
+        driver.event_sync(mine, 5_000_000_000)
+        require(driver.event_query(mine) is True, "an event that has happened in another process is not ready here")
+        driver.event_destroy(mine)
+    return answers
 
 
 # ---- profiles -----------------------------------------------------------------------------------------------------------------
 @check(70, "profile", "X", needs=("prof",))
 def profile(s: Subject) -> None:
-    """A profile has one record a piece of work, each with a start before its end, inside the events around them."""
+    """A profile has one record a piece of work of its device, each with its name, bytes and stream, and times inside the events around them."""
     d, device = s.driver, s.device
     stream = s.stream() if s.offers("stream") else 0
-    address, data = s.alloc(_N), s.pattern(_N)
+    address, other, data = s.alloc(_N), s.alloc(_N), s.pattern(_N)
+    aside = s.alloc(_N, device=s.other()) if s.count > 1 else 0
     timed = stream and s.offers("event") and s.offers("event_elapsed_ns")
     events = (s.event(), s.event()) if timed else (0, 0)
-    work = None
+    calls = bool(stream) and s.offers("host_func")
+    work = grid = None
     with suppress(NotOffered):
         work = Axpy(s)
+        grid = d.get_kernel(work.module, work.image.grid) if work.image.grid else None
+    out = s.alloc(24)
     s.upload(address, data, stream)  # before: leaves no record
     d.sync(device)
     d.prof_drain(device)
@@ -80,10 +110,27 @@ def profile(s: Subject) -> None:
         d.event_record(events[0], stream)
     for _ in range(_WORK):
         s.upload(address, data, stream)
+        d.copy(device, Copy(DEVICE_TO_DEVICE, other, address, _N), stream)
+        s.download(other, _N, stream)
         if s.offers("fill"):
             d.fill(device, address, b"ab", _N, stream)
         if work is not None:
             work.launch(stream)
+        if grid is not None:
+            d.launch(device, Launch(grid, (1, 1, 1), 1, 0, [("*i32", out)]), stream)
+        if aside:
+            s.upload(aside, data, device=s.other())
+        if calls:
+            d.host_func(stream, _nothing)
+    took: list[int] = []
+
+    def long() -> None:
+        start = time.monotonic_ns()
+        time.sleep(_LONG_S)
+        took.append(time.monotonic_ns() - start)
+
+    if calls:
+        d.host_func(stream, long)
     if timed:
         d.event_record(events[1], stream)
     if stream:
@@ -94,26 +141,39 @@ def profile(s: Subject) -> None:
     s.upload(address, data, stream)  # after: leaves no record either
     d.sync(device)
     records = d.prof_drain(device)
-    for kind, there, nbytes in (("copy", True, _N), ("fill", s.offers("fill"), _N), ("launch", work is not None, 0)):
+    launches = _WORK * ((work is not None) + (grid is not None))
+    for kind, count, nbytes in (("copy", 3 * _WORK, _N), ("fill", _WORK * s.offers("fill"), _N), ("launch", launches, -1), ("host", (_WORK + 1) * calls, -1)):
         mine = [r for r in records if r.kind == kind]
-        require(len(mine) == _WORK * there, f"{_WORK * there} pieces of work of kind {kind} left {len(mine)} records")
-        odd = [r for r in mine if r.nbytes not in (nbytes, 0)]
+        require(len(mine) == count, f"{count} pieces of work of kind {kind} left {len(mine)} records")
+        odd = [r for r in mine if nbytes >= 0 and r.nbytes != nbytes]
         require(not odd, f"a {kind} of {nbytes} bytes has a record of {odd[0].nbytes if odd else 0}")
-        odd = [r for r in mine if r.stream not in (stream, 0)]
+        odd = [r for r in mine if r.stream != stream]
         require(not odd, f"a {kind} on stream {stream:#x} has a record of stream {odd[0].stream if odd else 0:#x}")
+    for name in [] if work is None else [work.image.name, work.image.grid] if grid is not None else [work.image.name]:
+        named = sum(name in r.name for r in records if r.kind == "launch")
+        require(named == _WORK, f"{named} of {_WORK} launches of {name!r} have its name")
+    _times(s, records, d.event_elapsed_ns(*events) if timed else wall)
+    if calls:
+        longest = max(r.end_ns - r.start_ns for r in records if r.kind == "host")
+        require(longest >= 0.9 * took[0], f"a host function of {took[0]} ns has a record of {longest} ns")
+    require(not d.prof_drain(device), "a second drain gives records again")
     if work is not None:
-        named = sum(work.image.name in r.name for r in records if r.kind == "launch")
-        require(named in (0, _WORK), f"{named} of {_WORK} launches of one kernel have its name {work.image.name!r}")
+        work.unload()
+
+
+def _nothing() -> None:
+    """A host function that a profile must show."""
+
+
+def _times(s: Subject, records: list[ProfileRecord], between_ns: int) -> None:
+    """Records start before they end, in order, at different times, and all within ``between_ns``."""
     back = [r for r in records if not 0 <= r.start_ns <= r.end_ns]
     require(not back, f"a {back[0].kind if back else ''} record starts at {back[0].start_ns if back else 0} and ends at {back[0].end_ns if back else 0} ns")
     starts = [r.start_ns for r in records]
     require(starts == sorted(starts), "records are not in the order of their start")
-    span = max(r.end_ns for r in records) - min(starts)
-    limit = (d.event_elapsed_ns(*events) if timed else wall) + 2 * s.caps.event_unit_ns
+    require(len(set(starts)) > 1, f"all {len(records)} records start at {starts[0]} ns")
+    span, limit = max(r.end_ns for r in records) - min(starts), between_ns + 2 * s.caps.event_unit_ns
     require(span <= 1.05 * limit, f"records span {span} ns between events {limit} ns apart")
-    require(not d.prof_drain(device), "a second drain gives records again")
-    if work is not None:
-        work.unload()
 
 
 # ---- sensors ------------------------------------------------------------------------------------------------------------------
@@ -121,7 +181,10 @@ def profile(s: Subject) -> None:
 def telemetry(s: Subject) -> None:
     """Sensors lie in the ranges of chips; what is not known is NaN, not 0 or -1."""
     total = s.caps.total_bytes
-    address = s.alloc(min(1 << 20, s.caps.max_alloc_bytes))
+    try:
+        address = s.alloc(min(total // 4, s.caps.max_alloc_bytes) if not s.caps.host_access else 1 << 20)  # much, so that it shows
+    except OutOfMemory:  # others use the device too
+        address = s.alloc(1 << 20)
     for _ in range(5):
         t = s.driver.telemetry(s.device)
         rows = (("util_percent", t.util_percent, 0.0, 100.0), ("temperature_c", t.temperature_c, 1.0, 150.0), ("power_w", t.power_w, 0.01, 5000.0),
