@@ -18,7 +18,7 @@ from ...hal.errors import IndexOutOfBounds
 from ...hal.geometry import Geometry
 from ...hal.tensor import Tensor, with_geometry
 from . import pointwise
-from .index import first_outside
+from .index import FAR, first_outside
 from .launch import F64, Data, by_signature, capped, lacks, launch, programs
 from .rows import contiguous, device_of, writable
 from .scatter import raw
@@ -117,9 +117,12 @@ def diag_embed(x: Tensor, *, offset: int, dim1: int, dim2: int, out: Tensor) -> 
 
 
 @triton.jit
-def hot_kernel(x_ptr, y_ptr, classes, total, blocks, BLOCK: tl.constexpr):
+def hot_kernel(x_ptr, y_ptr, classes, total, blocks, FAR: tl.constexpr, BLOCK: tl.constexpr):
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
-        at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        at = tl.arange(0, BLOCK)
+        if FAR:
+            at = at.to(tl.int64)
+        at += block * BLOCK
         live = at < total
         x = tl.load(x_ptr + at // classes, mask=live, other=-1)
         tl.store(y_ptr + at, (x == at % classes).to(y_ptr.dtype.element_ty), mask=live)
@@ -133,7 +136,8 @@ def one_hot(x: Tensor, *, num_classes: int, out: Tensor) -> None:
     if out.numel:
         with writable(out) as y:
             blocks = programs(out.numel, BLOCK)
-            launch(hot_kernel, (capped(device_of(out), blocks),), packed, y, Data(num_classes), out.numel, Data(blocks), BLOCK=BLOCK)
+            launch(hot_kernel, (capped(device_of(out), blocks),), packed, y, Data(num_classes), out.numel, Data(blocks), FAR=out.numel + BLOCK >= FAR,
+                   BLOCK=BLOCK)
 
 
 def fill(x: Tensor, value: Tensor, *, out: Tensor) -> None:
@@ -181,5 +185,5 @@ def matrix() -> Iterator[tuple[str, Any, tuple, dict[str, Any], int]]:
     """Typical signatures: (name, kernel, signature, constants, num_warps), for launch.compile_for."""
     i32, some = ("i32", False), ("i32", True)
     for t in ("*i64", "*i32"):
-        yield f"hot {t[1:]}", hot_kernel, ((t, True), ("*i64", True), i32, some, i32), {"BLOCK": BLOCK}, 4
+        yield f"hot {t[1:]}", hot_kernel, ((t, True), ("*i64", True), i32, some, i32), {"FAR": False, "BLOCK": BLOCK}, 4
     yield "line fp32", line_kernel, (("*fp32", True), *(("fp32", False),) * 3, some, i32), {"ACC": tl.float32, "BLOCK": BLOCK}, 4

@@ -154,8 +154,9 @@ def wrap_kernel(index_ptr, y_ptr, size, n, blocks, BLOCK: tl.constexpr):
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         first = block.to(tl.int64) * BLOCK
         i = tl.arange(0, BLOCK)
-        index = tl.load(index_ptr + first + i, mask=i < n - first, other=0)
-        tl.store(y_ptr + first + i, tl.where(index < 0, index + size.to(index.dtype), index), mask=i < n - first)
+        live = i < tl.minimum(n - first, BLOCK).to(tl.int32)
+        index = tl.load(index_ptr + first + i, mask=live, other=0)
+        tl.store(y_ptr + first + i, tl.where(index < 0, index + size.to(index.dtype), index), mask=live)
 
 
 def index_fill(x: Tensor, index: Tensor, value: Tensor, *, dim: int, out: Tensor) -> None:
@@ -270,7 +271,7 @@ def linear_kernel(index_ptr, y_ptr, step, n, blocks, FIRST: tl.constexpr, BLOCK:
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         first = block.to(tl.int64) * BLOCK
         i = tl.arange(0, BLOCK)
-        live = i < n - first
+        live = i < tl.minimum(n - first, BLOCK).to(tl.int32)
         y = tl.load(index_ptr + first + i, mask=live, other=0).to(y_ptr.dtype.element_ty) * step.to(y_ptr.dtype.element_ty)
         if not FIRST:
             y += tl.load(y_ptr + first + i, mask=live, other=0)
@@ -349,19 +350,19 @@ def count_kernel(mask_ptr, counts_ptr, n, blocks, BLOCK: tl.constexpr):
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         first = block.to(tl.int64) * BLOCK
         i = tl.arange(0, BLOCK)
-        mask = tl.load(mask_ptr + first + i, mask=i < n - first, other=0)
+        mask = tl.load(mask_ptr + first + i, mask=i < tl.minimum(n - first, BLOCK).to(tl.int32), other=0)
         tl.store(counts_ptr + block, tl.sum((mask != 0).to(tl.int32), 0))
 
 
 @triton.jit
 def before_kernel(counts_ptr, before_ptr, blocks, BLOCK: tl.constexpr):
     """before (blocks + 1,): how many are selected in front of each block, and in all; one program."""
-    base = tl.zeros((), tl.int64)
+    base = tl.zeros((), before_ptr.dtype.element_ty)
     for start in range(0, blocks, BLOCK):
         at = start + tl.arange(0, BLOCK)
         here = tl.load(counts_ptr + at, mask=at < blocks, other=0)
-        tl.store(before_ptr + at, base + (tl.cumsum(here, 0) - here).to(tl.int64), mask=at < blocks)
-        base += tl.sum(here, 0).to(tl.int64)
+        tl.store(before_ptr + at, base + (tl.cumsum(here, 0) - here).to(before_ptr.dtype.element_ty), mask=at < blocks)
+        base += tl.sum(here, 0).to(before_ptr.dtype.element_ty)
     tl.store(before_ptr + blocks, base)
 
 
@@ -370,7 +371,7 @@ def place_kernel(x_ptr, mask_ptr, source_ptr, before_ptr, y_ptr, n, blocks, BLOC
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         first = block.to(tl.int64) * BLOCK
         i = tl.arange(0, BLOCK)
-        live = i < n - first
+        live = i < tl.minimum(n - first, BLOCK).to(tl.int32)
         here = tl.load(mask_ptr + first + i, mask=live, other=0) != 0
         rank = tl.cumsum(here.to(tl.int32), 0) - here.to(tl.int32)
         taken = tl.load(source_ptr + tl.load(before_ptr + block) + rank, mask=here, other=0)
@@ -384,7 +385,7 @@ def masked_scatter(x: Tensor, mask: Tensor, source: Tensor, *, out: Tensor) -> N
         return
     device, blocks = device_of(out), programs(n, TILE)
     packed = raw(contiguous(mask.expand(out.shape)))
-    counts, before = device.empty((blocks,), "int32"), device.empty((blocks + 1,), "int64")
+    counts, before = device.empty((blocks,), "int32"), device.empty((blocks + 1,), "int64" if n >= FAR else "int32")
     launch(count_kernel, (capped(device, blocks),), packed, counts, n, Data(blocks), BLOCK=TILE)
     launch(before_kernel, (1,), counts, before, Data(blocks), BLOCK=TILE)
     selected = before[blocks].item()
@@ -436,7 +437,7 @@ def bag_kernel(weight_ptr, index_ptr, offset_ptr, scale_ptr, y_ptr, bag_ptr, siz
         if bag + 1 < offsets:
             last = tl.load(offset_ptr + bag + 1).to(tl.int32)
         total = tl.zeros((BLOCK,), ACC)
-        top = tl.full((BLOCK,), -1, tl.int64)
+        top = tl.full((BLOCK,), -1, top_ptr.dtype.element_ty)
         met = 0
         for i in range(first, last):
             row = tl.load(index_ptr + i)
@@ -451,7 +452,7 @@ def bag_kernel(weight_ptr, index_ptr, offset_ptr, scale_ptr, y_ptr, bag_ptr, siz
                 if MODE == "max":
                     more = (w > total) | (met == 0)
                     total = tl.where(more, w, total)
-                    top = tl.where(more, row.to(tl.int64), top)
+                    top = tl.where(more, row.to(top_ptr.dtype.element_ty), top)
                 elif SCALED:
                     total += w * tl.load(scale_ptr + i).to(ACC)
                 else:
@@ -464,7 +465,7 @@ def bag_kernel(weight_ptr, index_ptr, offset_ptr, scale_ptr, y_ptr, bag_ptr, siz
             to = bag.to(tl.int64) * columns + col
         tl.store(y_ptr + to, total.to(y_ptr.dtype.element_ty), mask=live)
         if MODE == "max":
-            tl.store(top_ptr + to, top.to(top_ptr.dtype.element_ty), mask=live)
+            tl.store(top_ptr + to, top, mask=live)
         if part == 0:
             tl.store(size_ptr + bag, tl.zeros((), size_ptr.dtype.element_ty) + met)
 
@@ -538,8 +539,8 @@ def matrix() -> Iterator[tuple[str, Any, tuple, dict[str, Any], int]]:
     yield "wrap", wrap_kernel, (("*i64", True), ("*i64", True), i32, some, i32), {"BLOCK": TILE}, 4
     yield "linear", linear_kernel, (("*i64", True), ("*i64", True), i32, some, i32), {"FIRST": False, "BLOCK": TILE}, 4
     yield "count", count_kernel, (("*u8", True), ("*i32", True), some, i32), {"BLOCK": TILE}, 4
-    yield "before", before_kernel, (("*i32", True), ("*i64", True), i32), {"BLOCK": TILE}, 4
-    yield "place fp32", place_kernel, (("*fp32", True), ("*u8", True), ("*fp32", True), ("*i64", True), ("*fp32", True), some, i32), {"BLOCK": TILE}, 4
+    yield "before", before_kernel, (("*i32", True), ("*i32", True), i32), {"BLOCK": TILE}, 4
+    yield "place fp32", place_kernel, (("*fp32", True), ("*u8", True), ("*fp32", True), ("*i32", True), ("*fp32", True), some, i32), {"BLOCK": TILE}, 4
     for mode, t in (("sum", "*fp32"), ("max", "*bf16")):
         yield f"bag {mode} {t[1:]}", bag_kernel, \
             ((t, True), ("*i64", True), ("*i64", True), (t, True), (t, True), ("*i64", True), ("*i64", True), ("*i64", True), some, some, some, i32, i32, i32), \

@@ -120,7 +120,8 @@ def full_kernel(y_ptr, value, n, BLOCK: tl.constexpr):
     for block in range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0)):
         first = block.to(tl.int64) * BLOCK
         i = tl.arange(0, BLOCK)
-        tl.store(y_ptr + first + i, tl.full((BLOCK,), 0, y_ptr.dtype.element_ty) + value.to(y_ptr.dtype.element_ty), mask=i < n - first)
+        live = i < tl.minimum(n - first, BLOCK).to(tl.int32)  # vectors of 64 bits are not every chip's
+        tl.store(y_ptr + first + i, tl.full((BLOCK,), 0, y_ptr.dtype.element_ty) + value.to(y_ptr.dtype.element_ty), mask=live)
 
 
 def full(*, shape: Sequence[int], value: float, dtype: DType, out: Tensor) -> None:
