@@ -666,7 +666,7 @@ def _over_torch(torch: Any, op: Op, fn: Callable) -> Callable:
         given = {k: kind(v) if k == "dtype" and v is not None else v for k, v in attrs.items()}
         plain = tuple(tuple(t) if isinstance(t, list) else t for t in tensors)
         specs = result_specs(op, plain, attrs)
-        if op.family in ("index", "loss", "pool", "scatter", "moves", "moe", "attention_serve", "fused_loss", "ctc"):
+        if op.family in ("index", "loss", "pool", "scatter", "embedding_bag", "moves", "moe", "attention_serve", "fused_loss", "ctc"):
             reference(op, plain, attrs)  # refuses indices out of bounds in the standard's words; torch's own differ
         if op.name in _WIDENED:
             inputs = tuple(

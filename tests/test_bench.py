@@ -167,7 +167,7 @@ CHECKS = [c for suite in ("full", "calls") for c in cases(suite)]
 def test_peers_agree(ours, peer, name):
     agreed = 0
     # sizes that hang together (groups and channels, halves, windows and images): those cases stay as they are
-    whole = OPS[name].family in ("batch_norm", "conv", "pool", "gated", "scatter", "pad", "moves")
+    whole = OPS[name].family in ("batch_norm", "conv", "pool", "gated", "scatter", "embedding_bag", "pad", "moves")
     for case in (c if c.suite == "calls" or whole else small(c) for c in CHECKS if c.record.name == name):
         calls, row = runner.contestants(case, ours, [peer])
         assert not row.differs, case.id
