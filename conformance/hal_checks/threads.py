@@ -29,9 +29,9 @@ def parallel_memory(s: Subject) -> None:
     inputs = [s.pattern(16384 + 64 * i) for i in range(_THREADS)]
 
     def work(i: int) -> None:
-        data, out, device = inputs[i], np.zeros(inputs[i].size, np.uint8), devices[i % len(devices)]
+        data, out = inputs[i], np.zeros(inputs[i].size, np.uint8)
         for k in range(_ROUNDS):
-            n = data.size - k
+            n, device = data.size - k, devices[i % len(devices)] if k >= _ROUNDS // 2 else s.device  # first all on one
             address = s.driver.alloc(device, n)
             try:
                 s.driver.copy(device, Copy(HOST_TO_DEVICE, address, host(data), n))
