@@ -55,7 +55,7 @@ class Unplanned:
 
     def __init__(self, record: Op) -> None:
         self.record, self.__name__, self.__qualname__, self.__doc__ = record, record.name, record.name, docstring(record)
-        self.__signature__ = _signature(record)
+        self.__signature__ = signature(record)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return look(self.record, args, kwargs)
@@ -72,11 +72,11 @@ def _make(record: Op) -> Any:
         return Unplanned(record)
     resolver = Resolver(record)
     native = resolver.native = native_op(record, resolver.resolve, resolver)
-    native.__signature__ = _signature(record)
+    native.__signature__ = signature(record)
     return native
 
 
-def _signature(record: Op) -> inspect.Signature:
+def signature(record: Op) -> inspect.Signature:
     parameters = []
     for p in record.params:
         default = None if p.optional and p.default is inspect.Parameter.empty else p.default
@@ -115,7 +115,15 @@ def __dir__() -> list[str]:
     return list(OPS)
 
 
+_users: list[Any] = []  # users' own operators (user.py), as long as the process
+
+
+def keep(made: Any) -> None:
+    """Counts an operator that is not of OPS among those whose plans are dropped."""
+    _users.append(made)
+
+
 def forget() -> None:
     """Drop every plan: candidates or the fallback policy changed."""
-    for made in _made.values():
+    for made in (*_made.values(), *_users):
         made.forget()

@@ -210,18 +210,18 @@ def _of_driver(driver: Driver, family: str) -> dict[str, list[Candidate]]:
 
 def _of_library(record: Op, device: Device, wanted: str) -> list[Candidate]:
     """The driver's op group as a candidate, see library.py."""
-    if not library.offered(device.driver):
+    if record.slot or not library.offered(device.driver):
         return []
     name = f"{record.name}__{device.driver.name}_library"
     return [Candidate(record.name, name, device.driver.name, None, library.asks(record, device, wanted), library.runner(record, device))]
 
 
-def _host(op: str) -> Candidate | None:
-    found = _native.find_kernel(op)
+def _host(record: Op) -> Candidate | None:
+    found = _native.find_kernel(record.slot or record.name)
     if found is None:
         return None
     address, bits, pointwise, isa = found
-    return Candidate(op, f"{op}__{isa}", "cpu", None, None, None, address, pointwise)
+    return Candidate(record.name, f"{record.name}__{isa}", "cpu", None, None, None, address, pointwise)
 
 
 def _composite(record: Op) -> list[Candidate]:
@@ -254,10 +254,12 @@ def _triton(record: Op, device: Device) -> list[Candidate]:
 
         refuse.by_signature = True  # type: ignore[attr-defined]
         return [Candidate(record.name, f"{record.name}__triton", "triton", None, refuse)] if triton.has(record) else []
-    run = module.KERNELS.get(record.name)
+    if record.slot:
+        run, when = module.users(record.formula)
+    else:
+        run, when = module.KERNELS.get(record.name), getattr(module, "WHEN", {}).get(record.name)
     if run is None:
         return []
-    when = getattr(module, "WHEN", {}).get(record.name)
     return [Candidate(record.name, f"{record.name}__triton", "triton", None, when, run)]
 
 
@@ -278,7 +280,8 @@ _cache: dict[tuple[str, int, bool], list[Candidate]] = {}
 def candidates(record: Op, device: Device) -> list[Candidate]:
     """All candidates of an operator for a device, most specific first; the host kernel stands last."""
     family = device.name.partition(":")[0]
-    key = (record.name, device.position, bool(device.capabilities.triton_target))
+    name = record.slot or record.name  # a user's operator may be called what one of haian's is
+    key = (name, device.position, bool(device.capabilities.triton_target))
     with _lock:
         if key not in _cache:
             found: list[Candidate] = []
@@ -286,11 +289,11 @@ def candidates(record: Op, device: Device) -> list[Candidate]:
                 found += _triton(record, device)
             if not device.is_host:
                 found = _of_library(record, device, "preferred") + found + _of_library(record, device, "supported")
-            host = _host(record.name)
+            host = _host(record)
             _cache[key] = found + ([host] if host else []) + _composite(record)
-        vendor = [*_registered.get((record.name, family), ()), *_of_driver(device.driver, family).get(record.name, ())]
+        vendor = [*_registered.get((name, family), ()), *_of_driver(device.driver, family).get(name, ())]
         if not device.is_host and device.capabilities.triton_target:
-            vendor += _registered.get((record.name, "triton"), ())
+            vendor += _registered.get((name, "triton"), ())
         return vendor + _cache[key]
 
 
@@ -371,7 +374,7 @@ class Resolver:
     def host(self) -> Any:
         """The operator with the host's own kernel as its only candidate."""
         def resolve(inputs: tuple, attrs: dict[str, Any]) -> tuple[int, int, tuple[int, ...], int, None]:
-            found = _host(self.record.name)
+            found = _host(self.record)
             if found is None:
                 raise Unsupported(f"{self.record.name}: this build has no host kernel for it")
             codes = tuple(s.dtype.code for s in infer_specs(self.record, inputs, attrs))
@@ -783,9 +786,12 @@ def explain(op: Any, *args: Any, **kwargs: Any) -> str:
     """
     from .ops import OPS
     name = op if isinstance(op, str) else getattr(op, "__name__", "")
-    if name not in OPS:
+    record = OPS.get(name)
+    if not isinstance(op, str):
+        from .user import record_of
+        record = record_of(op) or record
+    if record is None:
         raise ArgumentError(f"explain: {op!r} is no operator; give a function of haian.ops or its name, `haian ops list` prints them")
-    record = OPS[name]
     call = _Call(record, args, dict(kwargs))
     from ..hal.registry import at
     device = call.device or at(0)

@@ -168,6 +168,43 @@ def generate() -> str:
             + "\n".join(operator(o) for o in ops) + "\n#define HAIAN_POINTWISE_ROWS \\\n" + "".join(rows) + "\n")
 
 
+def steps() -> str:
+    """The text of program_steps.inc: for each compute type, a switch over the steps of users' programs (program.py numbers them)."""
+    from haian.kernels.ops.formula import FormulaError, Node
+    from haian.kernels.ops.program import STEPS
+
+    types = {"f32": "float", "f64": "double", **{k: STORAGE[k] for k in ("u8", "i8", "i16", "i32", "i64")}}
+    operands = [Node("name", value=f"{x}[i]") for x in "abc"]
+    truths = [Node("name", value=f"({x}[i] != 0)", boolean=True) for x in "abc"]
+    text = ["/* Made by `python kernels/cpu/generate.py OUTDIR` from kernels/ops/program.py; do not edit. */\n"]
+    from haian.kernels.ops import formula
+
+    for kind, c in types.items():
+        text.append(f"static void program_steps_{kind}(int op, {c} *y, const {c} *a, const {c} *b, const {c} *c, int64_t n) {{\n  switch (op) {{\n")
+        for number, (op, arity, boolean) in enumerate(STEPS):
+            args = tuple((truths if boolean or (op == "where" and k == 0) else operands)[k] for k in range(arity))
+            node = Node(op, args, boolean=boolean or op in formula.COMPARISONS)
+
+            def loop(spell: Any, indent: str, node: Any = node, kind: str = kind, c: str = c) -> str:
+                value = formula.c_text(node, kind, spell)
+                return f"{indent}HAIAN_INDEPENDENT for (int64_t i = 0; i < n; i++) y[i] = ({c})({value});\n"
+
+            if op in ("&", "|", "^", "~") and not boolean and c in ("float", "double"):
+                continue  # bits of numbers are for integers
+            try:
+                plain = loop(lambda name: "", "      ")
+            except FormulaError:
+                continue
+            text.append(f"    case {number}: {{ /* {op}{' of conditions' if boolean else ''} */\n")
+            if kind == "f32" and op in FAR:
+                test = FAR[op].format(*(a.value for a in args))
+                far = loop(lambda name: f"haian_far_{name}f" if name in FAR else "", "        ")
+                text.append(f"      int far = 0;\n      for (int64_t i = 0; i < n; i++) far |= {test};\n      if (far) {{\n{far}        break;\n      }}\n")
+            text.append(plain + "      break;\n    }\n")
+        text.append("    default: (void)b, (void)c; break;\n  }\n}\n")
+    return "".join(text)
+
+
 def arities() -> str:
     """The text of operators.inc: how many operands and attributes each operator takes, and which inputs it cannot do without."""
     from haian.kernels.ops import OPS
@@ -194,3 +231,4 @@ if __name__ == "__main__":
     source_tree()
     write(Path(sys.argv[1]) / "pointwise_tiles.inc", generate())
     write(Path(sys.argv[1]) / "operators.inc", arities())
+    write(Path(sys.argv[1]) / "program_steps.inc", steps())

@@ -428,7 +428,9 @@ static int32_t haian_pointwise_run(const haian_pointwise *pw, const haian_args *
 #include "pointwise_tiles.inc"
 #include "cast.h"
 #include "gated.h"
+#include "program_run.h"
 
+const haian_kernel_entry HAIAN_TABLE(user)[] = {PROGRAM_EACH(PROGRAM_ROW){NULL, NULL, 0, NULL}};
 const haian_kernel_entry HAIAN_TABLE(gated)[] = {
     HAIAN_GATE_ROWS(swiglu), HAIAN_GATE_ROWS(geglu), HAIAN_GATE_ROWS(reglu), {NULL, NULL, 0, NULL}};
 const haian_kernel_entry HAIAN_TABLE(pointwise)[] = {

@@ -92,6 +92,7 @@ _COMPARE = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "=="
 _NUMPY = {"+": np.add, "-": np.subtract, "*": np.multiply, "/": np.divide, "&": np.bitwise_and, "|": np.bitwise_or,
           "^": np.bitwise_xor, "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal, "==": np.equal,
           "!=": np.not_equal}
+COMPARISONS = frozenset(_COMPARE.values())
 _RESERVED = {"in", "out", "n", "i", "attr", "m", "tl", "far", "result", "lo", "hi"}  # names the generated loops use
 
 
@@ -223,6 +224,9 @@ def _c(e: Node, kind: str, spell: Callable[[str], str]) -> str:
     return f"haian_{name}_{'i32' if kind == 'b8' else kind}({', '.join(a)})"
 
 
+c_text = _c  # one node as C: tiles of users' programs (kernels/cpu/generate.py) are made of single nodes
+
+
 def _python(e: Node, truth: bool) -> str:
     a = [_python(x, truth) for x in e.args]
     if e.op == "name":
@@ -238,6 +242,8 @@ def _python(e: Node, truth: bool) -> str:
         return f"m.div({left}, {right})"
     if e.op in _NUMPY:
         return f"({a[0]} {e.op} {a[1]})"
+    if e.op in ("fmod", "remainder", "floor_divide"):  # scalar.py asks both operands for their dtype
+        a = [f"m.like({t}, {u})" if x.op == "const" else t for x, t, u in zip(e.args, a, a[::-1])]
     return f"m.{e.op}({', '.join(a)})"
 
 

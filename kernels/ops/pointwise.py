@@ -149,20 +149,24 @@ def pointwise(reference: Callable[..., Any], *, dtypes: Sequence[DType] = FLOATS
     """
     def define(fn: Callable) -> Callable:
         f = formula.read(fn)
-        body = f.body(**attrs[0])
-        infer = _infer(f, dtypes, body.boolean)
-        tensors = ", ".join(f"Tensor {t}" for t in f.tensors)
-        listed = [f"{{{'|'.join(f.choices[a])}}} {a}='{d}'" if a in f.choices else f"float? {a}=None" if d is None else
-                  f"float {a}" if not isinstance(d, (int, float)) else f"float {a}={d}" for a, d in f.attrs.items()]
-        schema = f"{f.name}({tensors}{', *, ' if listed else ''}{', '.join(listed)}) -> Tensor"
         how = draws or ["wide"] * len(f.tensors)
         crossed = len(f.tensors) == 2 and not f.booleans and BY_NAME["float32"] in dtypes and not isinstance(budget, Composite)
-        op(schema, family="pointwise", doc=f.doc, dtypes=tuple(dtypes), infer=infer, rule="same" if len(f.tensors) == 1 else "broadcast",
-           reference=_quiet(reference), budget=budget or Faithful(), samples=_samples(f, how, domain, attrs, models, past, crossed),
-           bad=_bad(f, dtypes, attrs[0]), cost=_cost(f, infer), grad=grad, names=names, formula=fn, golden=golden)
+        op(**described(f, reference, tuple(dtypes), attrs[0]), budget=budget or Faithful(),
+           samples=_samples(f, how, domain, attrs, models, past, crossed), bad=_bad(f, dtypes, attrs[0]), grad=grad, names=names, golden=golden)
         return fn
 
     return define
+
+
+def described(f: formula.Formula, reference: Callable[..., Any], dtypes: tuple[DType, ...], attrs: dict[str, Any]) -> dict[str, Any]:
+    """What a formula alone says of its operator: schema, shapes, cost; haian's own operators and users'."""
+    infer = _infer(f, dtypes, f.body(**attrs).boolean)
+    tensors = ", ".join(f"Tensor {t}" for t in f.tensors)
+    listed = [f"{{{'|'.join(f.choices[a])}}} {a}='{d}'" if a in f.choices else f"float? {a}=None" if d is None else
+              f"float {a}" if not isinstance(d, (int, float)) else f"float {a}={d}" for a, d in f.attrs.items()]
+    schema = f"{f.name}({tensors}{', *, ' if listed else ''}{', '.join(listed)}) -> Tensor"
+    return {"schema": schema, "family": "pointwise", "doc": f.doc, "dtypes": dtypes, "infer": infer, "cost": _cost(f, infer), "formula": f.fn,
+            "rule": "same" if len(f.tensors) == 1 else "broadcast", "reference": _quiet(reference)}
 
 
 def _quiet(reference: Callable[..., Any]) -> Callable[..., Any]:

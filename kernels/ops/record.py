@@ -216,6 +216,7 @@ class Op:
         view: ``view(*Geometry, **attrs) -> Geometry | tuple[Geometry | (input number, Geometry), ...]`` (hal/geometry.py; several: the
             result is a list): the result shares memory with an input: no out=, no kernel.
         by_strides: the view depends on how the input lies in memory.
+        slot: the host kernel's name where it is not the operator's: a user's pointwise operator (kernels/user.py).
         random: takes its values from the Philox stream of (seed, offset).
     """
 
@@ -239,6 +240,7 @@ class Op:
     dynamic: Callable[..., Any] | None = None
     view: Callable[..., Any] | None = None
     by_strides: bool = False
+    slot: str = ""
     random: bool = False
     since: int = 1  # version of the operator standard that introduced this meaning
     name: str = field(init=False)

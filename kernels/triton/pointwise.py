@@ -26,7 +26,7 @@ from ..ops.record import Op
 from . import convert, scalar
 from .launch import F64, I64, Data, Step, by_signature, capped, lacks, launch, next_power_of_2, programs
 
-__all__ = ["KERNELS", "WHEN", "device_function", "elementwise", "matrix", "move"]
+__all__ = ["KERNELS", "WHEN", "device_function", "elementwise", "matrix", "move", "users"]
 
 BLOCK = 1024  # elements a program holds: 8 a thread at 4 warps of 32, two 16-byte loads of float32
 _UINT8 = BY_NAME["uint8"]
@@ -350,16 +350,16 @@ def _runner(record: Op) -> Callable[..., None]:
 
 
 @cache
-def _wide_inside(name: str) -> frozenset[str]:
+def _wide_inside(fn: Callable) -> frozenset[str]:
     """64-bit types that a floating formula computes in whatever its dtype: scalar.py's pow in float64, its fmod in int64."""
-    f = formula.read(OPS[name].formula)
+    f = formula.read(fn)
     bodies = [f.body(**{**f.attrs, **v}) for v in f.variants()]
     inside = (("float64", ("pow",)), ("int64", ("fmod", "remainder", "floor_divide")))
     return frozenset(wide for wide, functions in inside if any(b.uses(*functions) for b in bodies))
 
 
 @cache
-def _when(name: str) -> Callable[..., str]:
+def _when(fn: Callable) -> Callable[..., str]:
     @by_signature
     def when(specs: Sequence[Any], attrs: dict[str, Any], facts: Any) -> str:
         used = {s.dtype.name for s in specs if s is not None} | ({attrs["dtype"].name} if attrs.get("dtype") else set())
@@ -367,7 +367,7 @@ def _when(name: str) -> Callable[..., str]:
             return f"the device does not store {attrs['dtype']}"
         wide = used & {"float64", "int64", "uint64"}
         if any(s is not None and s.dtype.is_floating for s in specs):
-            wide |= _wide_inside(name)
+            wide |= _wide_inside(fn)
         return lacks(facts, *sorted(wide)) or ("64-bit integers are no vector type of the device" if wide - {"float64"} and not facts.int64_math
                                                else "")
     return when
@@ -375,13 +375,18 @@ def _when(name: str) -> Callable[..., str]:
 
 class _Whens(Mapping):
     def __getitem__(self, name: str) -> Callable[..., str]:
-        return _when(name) if name in KERNELS else {}[name]
+        return _when(OPS[name].formula) if name in KERNELS else {}[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(KERNELS)
 
     def __len__(self) -> int:
         return len(KERNELS)
+
+
+def users(fn: Callable) -> tuple[Callable[..., None], Callable[..., str]]:
+    """A user's formula: how it runs, and what says why it does not take a signature."""
+    return _runner_of("", fn), _when(fn)
 
 
 KERNELS: Mapping[str, Callable[..., None]] = _Formulas()

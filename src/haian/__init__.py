@@ -22,6 +22,7 @@ _WHERE = {
     **dict.fromkeys(("Stream", "Event"), ".hal.stream"),
     **dict.fromkeys(("explain", "register_kernel", "set_fallback_policy", "fallback_policy", "set_num_threads"), ".kernels.dispatch"),
     **dict.fromkeys(("DType", "dtype"), ".hal.dtype"),
+    "pointwise": ".kernels.user", "m": ".kernels.user",
     "num_threads": "._native",
     "HaianError": ".hal.errors",
 }
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from .hal.tensor import asarray as asarray
     from .kernels import api as ops
     from .kernels.dispatch import explain as explain
+    from .kernels.user import m as m
+    from .kernels.user import pointwise as pointwise
 
 
 def __getattr__(name: str) -> Any:
