@@ -19,7 +19,7 @@ from haian.kernels.ops.record import In, Sample, Spec, parse_schema
 
 LEVELS = ("core", "inference", "training", "llm", "full")
 SUITES = {"quick", "full", "llm", "vision"}
-MINE = ("reduce", "softmax", "norm", "matmul", "attention", "shape", "index", "random", "loss")
+MINE = ("reduce", "softmax", "norm", "matmul", "attention", "shape", "index", "random", "loss", "llm", "moe", "attention_serve")
 F32, F64 = BY_NAME["float32"], BY_NAME["float64"]
 
 

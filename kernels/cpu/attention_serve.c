@@ -7,7 +7,7 @@
 
 enum {
   BQ = 64,      /* queries of a tile: lanes of the softmax */
-  BK = 256,     /* keys of a tile: with BQ, 64 KB of scores in L2 */
+  BK = 128,     /* keys of a tile: with BQ, 32 KB of scores; of 256 a causal mask of 512 tokens wastes twice as many */
   TOGETHER = 8, /* tiles of queries that share packed keys: packing is then 4 % */
   SPLIT = 512,  /* keys of a decoding task; fixed, as it orders the sums */
 };

@@ -42,7 +42,7 @@ static void FN(softmax_down)(REAL *s, int64_t n, int64_t lanes, REAL *restrict t
     FN(vec) high = VEC(top + q), sum[4] = {{0}}, zero = {0};
     for (int64_t k = 0; k < n; k++) {
       const FN(vec) x = VEC(s + k * BQ + q);
-      high = FN(pick_vec_largest)(high, x);
+      high = REAL_VMAX(x, high); /* NaN is passed over here and comes back in P */
     }
     const FN(mask) none = high == zero + MINUS_INF; /* nothing seen yet: exp(-inf - 0) */
     const FN(vec) base = (FN(vec))((FN(mask))high & ~none);

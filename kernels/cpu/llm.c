@@ -1,7 +1,9 @@
 /* Small operators of language-model servers: rotary embeddings, writing key-value caches, penalties, sampling.
  * Checks and strides are here, the arithmetic is llm_real.h.  Not here: attention over caches (attention_serve.c). */
 #include "gemm/gemm.h"
+#include "pointwise.h"
 #include "row.h"
+#include <stdlib.h>
 
 /* ---- operands ---------------------------------------------------------------------------------------------------- */
 static inline int64_t index1(const haian_tensor *t, int64_t i) {
@@ -67,6 +69,41 @@ static int32_t needs_all(const char *op, const haian_args *args, int n_in, int n
                 n_in, n_out, n_attr);
   return HAIAN_OK;
 }
+/* Runs body with copies of the inputs that an output is exactly, but for its own one (own[output]), which it may be: the
+ * others would be written before they are read. */
+static int32_t apart(const char *op, const haian_args *args, const int *own, int32_t (*body)(const haian_args *args)) {
+  enum { MOST = 8 };
+  haian_tensor copy[MOST], *in[MOST];
+  void *memory[MOST] = {NULL};
+  haian_args given = *args;
+  int32_t status = HAIAN_OK;
+  given.in = in;
+  for (int i = 0; i < args->n_in && i < MOST; i++) {
+    in[i] = args->in[i];
+    for (int o = 0; o < args->n_out && in[i] == args->in[i] && status == HAIAN_OK; o++) {
+      if (!in[i] || !args->out[o] || in[i]->numel == 0 || in[i]->data != args->out[o]->data || own[o] == i) continue;
+      int64_t low = 0, high = 0; /* elements before and behind the first one */
+      for (int d = 0; d < in[i]->ndim; d++) {
+        const int64_t reach = (in[i]->shape[d] - 1) * in[i]->stride[d];
+        if (reach < 0) low -= reach;
+        else high += reach;
+      }
+      const int64_t item = row_item(in[i]->dtype);
+      memory[i] = malloc((size_t)((low + high + 1) * item));
+      if (!memory[i]) {
+        status = haian_fail(HAIAN_OUT_OF_MEMORY, "%s: no memory for a copy of input %d; free some", op, i);
+        continue;
+      }
+      memcpy(memory[i], (const char *)in[i]->data - low * item, (size_t)((low + high + 1) * item));
+      copy[i] = *in[i];
+      copy[i].data = (char *)memory[i] + low * item;
+      in[i] = &copy[i];
+    }
+  }
+  if (status == HAIAN_OK) status = body(args->n_in <= MOST ? &given : args);
+  for (int i = 0; i < MOST; i++) free(memory[i]);
+  return status;
+}
 /* Units a thread takes at least, of `bytes` bytes each. */
 static int64_t grain_of(int64_t bytes) { return bytes >= HAIAN_GRAIN_BYTES ? 1 : HAIAN_GRAIN_BYTES / (bytes + 1) + 1; }
 
@@ -80,11 +117,11 @@ typedef struct rope_side { /* query or key */
 
 typedef struct rope_job {
   const haian_tensor *positions, *table;
-  int64_t tokens, inner; /* inner: tokens of the second axis, 0 where there is one axis */
-  int64_t width, half;   /* of a head; pairs that turn */
-  int sections;          /* coordinates of a position */
-  int64_t bound[4];      /* coordinate a turns frequencies bound[a] .. bound[a + 1] */
-  bool neox, backward;
+  int64_t tokens, inner;       /* inner: tokens of the second axis, 0 where there is one axis */
+  int64_t width, half;         /* of a head; pairs that turn */
+  int sections;                /* coordinates of a position */
+  int64_t bound[4];            /* coordinate a turns frequencies bound[a] .. bound[a + 1] */
+  bool neox, backward, stream; /* stream: the results leave the caches anyway: 1.5 times as fast past them */
   rope_side side[2];
   int32_t failed;
 } rope_job;
@@ -204,23 +241,36 @@ static int32_t rope(const char *op, const haian_args *args, const haian_attr *si
       TRY(need_within(op, "position", position_of(&job, a, t), a * job.tokens + t, table->shape[0]));
   if (job.tokens == 0) return HAIAN_OK;
   const int64_t bytes = (job.side[0].heads + job.side[1].heads) * job.width * 2 * row_item(query->dtype);
+  job.stream = bytes / 2 * job.tokens >= HAIAN_STREAM_BYTES;
   haian_parallel_for(job.tokens, grain_of(bytes), query->dtype == HAIAN_F64 ? rope_tokens_f64 : rope_tokens_f32, &job);
   return job.failed ? out_of_memory(op) : HAIAN_OK;
 }
 
-static int32_t rotary_embedding(const haian_args *args) {
+static int32_t rotary_embedding_apart(const haian_args *args) {
   TRY(needs_all("rotary_embedding", args, 4, 2, 2));
   return rope("rotary_embedding", args, &args->attr[0], NULL, &args->attr[1], false);
 }
-static int32_t rope_backward(const haian_args *args) {
+static int32_t rotary_embedding(const haian_args *args) {
+  static const int own[] = {1, 2};
+  return apart("rotary_embedding", args, own, rotary_embedding_apart);
+}
+static int32_t rope_backward_apart(const haian_args *args) {
   TRY(needs_all("rope_backward", args, 4, 2, 3));
   return rope("rope_backward", args, &args->attr[0], &args->attr[1], &args->attr[2], true);
 }
-static int32_t mrope(const haian_args *args) {
+static int32_t rope_backward(const haian_args *args) {
+  static const int own[] = {1, 2};
+  return apart("rope_backward", args, own, rope_backward_apart);
+}
+static int32_t mrope_apart(const haian_args *args) {
   TRY(needs_all("mrope", args, 4, 2, 3));
   HAIAN_REQUIRE(args->attr[1].kind == HAIAN_INTS, HAIAN_INVALID_ARGUMENT,
                 "mrope: mrope_section is missing; pass three numbers");
   return rope("mrope", args, &args->attr[0], &args->attr[1], &args->attr[2], false);
+}
+static int32_t mrope(const haian_args *args) {
+  static const int own[] = {1, 2};
+  return apart("mrope", args, own, mrope_apart);
 }
 
 /* ---- writing caches ---------------------------------------------------------------------------------------------- */
@@ -317,7 +367,7 @@ static void put_rows(put_job *job) {
   if (job->tokens > 0 && row > 0) haian_parallel_for(PARTS, grain_of(2 * row * job->tokens / PARTS), put_parts, job);
 }
 
-static int32_t reshape_and_cache(const haian_args *args) {
+static int32_t reshape_and_cache_apart(const haian_args *args) {
   const char *op = "reshape_and_cache";
   TRY(needs_all(op, args, 5, 2, 0));
   put_job job[2] = {{.lead = 2, .skip = true, .index = args->in[4]}, {.lead = 2, .skip = true, .index = args->in[4]}};
@@ -340,8 +390,12 @@ static int32_t reshape_and_cache(const haian_args *args) {
   for (int i = 0; i < 2; i++) copy_cache(&job[i]), put_rows(&job[i]);
   return HAIAN_OK;
 }
+static int32_t reshape_and_cache(const haian_args *args) {
+  static const int own[] = {2, 3};
+  return apart("reshape_and_cache", args, own, reshape_and_cache_apart);
+}
 
-static int32_t concat_and_cache_mla(const haian_args *args) {
+static int32_t concat_and_cache_mla_apart(const haian_args *args) {
   const char *op = "concat_and_cache_mla";
   TRY(needs_all(op, args, 4, 1, 0));
   const haian_tensor *a = args->in[0], *b = args->in[1], *cache = args->in[2];
@@ -358,8 +412,12 @@ static int32_t concat_and_cache_mla(const haian_args *args) {
   for (int i = 0; i < 2; i++) put_rows(&job[i]);
   return HAIAN_OK;
 }
+static int32_t concat_and_cache_mla(const haian_args *args) {
+  static const int own[] = {2};
+  return apart("concat_and_cache_mla", args, own, concat_and_cache_mla_apart);
+}
 
-static int32_t destindex_copy_kv(const haian_args *args) {
+static int32_t destindex_copy_kv_apart(const haian_args *args) {
   const char *op = "destindex_copy_kv";
   TRY(needs_all(op, args, 3, 1, 0));
   put_job job = {.lead = 1, .index = args->in[1]};
@@ -373,6 +431,10 @@ static int32_t destindex_copy_kv(const haian_args *args) {
   put_rows(&job);
   return HAIAN_OK;
 }
+static int32_t destindex_copy_kv(const haian_args *args) {
+  static const int own[] = {2};
+  return apart("destindex_copy_kv", args, own, destindex_copy_kv_apart);
+}
 
 /* ---- penalties --------------------------------------------------------------------------------------------------- */
 static int32_t check_logits(const char *op, const haian_tensor *logits) {
@@ -385,7 +447,7 @@ static int32_t check_rates(const char *op, const char *name, const haian_tensor 
   return need_vector(op, name, t, logits->shape[0]);
 }
 
-static int32_t apply_repetition_penalties(const haian_args *args) {
+static int32_t apply_repetition_penalties_apart(const haian_args *args) {
   const char *op = "apply_repetition_penalties";
   TRY(needs_all(op, args, 4, 1, 0));
   const haian_tensor *logits = args->in[0];
@@ -407,6 +469,10 @@ static int32_t apply_repetition_penalties(const haian_args *args) {
                      logits->dtype == HAIAN_F64 ? repetition_runs_f64 : repetition_runs_f32, &job);
   return HAIAN_OK;
 }
+static int32_t apply_repetition_penalties(const haian_args *args) {
+  static const int own[] = {0};
+  return apart("apply_repetition_penalties", args, own, apply_repetition_penalties_apart);
+}
 
 static void copy_logits(void *ctx, int64_t lo, int64_t hi) {
   const penalty_job *job = ctx;
@@ -417,7 +483,7 @@ static void copy_logits(void *ctx, int64_t lo, int64_t hi) {
   }
 }
 
-static int32_t apply_penalty(const haian_args *args) {
+static int32_t apply_penalty_apart(const haian_args *args) {
   const char *op = "apply_penalty";
   TRY(needs_all(op, args, 7, 1, 0));
   const haian_tensor *logits = args->in[0], *ids = args->in[4], *counts = args->in[5], *ends = args->in[6];
@@ -449,9 +515,14 @@ static int32_t apply_penalty(const haian_args *args) {
                      .ends = ends,
                      .runs = (logits->shape[1] + ROW_CHUNK - 1) / ROW_CHUNK};
   const int64_t run = logits->shape[1] < ROW_CHUNK ? logits->shape[1] : ROW_CHUNK;
-  haian_parallel_for(logits->shape[0] * job.runs, grain_of(2 * run * row_item(logits->dtype)), copy_logits, &job);
+  if (job.out->data != logits->data)
+    haian_parallel_for(logits->shape[0] * job.runs, grain_of(2 * run * row_item(logits->dtype)), copy_logits, &job);
   haian_parallel_for(logits->shape[0], 16, logits->dtype == HAIAN_F64 ? penalty_rows_f64 : penalty_rows_f32, &job);
   return HAIAN_OK;
+}
+static int32_t apply_penalty(const haian_args *args) {
+  static const int own[] = {0};
+  return apart("apply_penalty", args, own, apply_penalty_apart);
 }
 
 /* ---- the second half of lightllm's decode attention ---------------------------------------------------------------- */
@@ -528,16 +599,17 @@ static int32_t top_k_top_p_sample(const haian_args *args) {
   return job.failed ? out_of_memory(op) : HAIAN_OK;
 }
 
+static const haian_pointwise in_place; /* an output may be exactly an input */
 #define INDICES (HAIAN_BIT(HAIAN_I64) | HAIAN_BIT(HAIAN_I32))
 const haian_kernel_entry HAIAN_TABLE(llm)[] = {
-    {"rotary_embedding", rotary_embedding, INDICES, NULL}, /* of the first operand, the positions */
-    {"rope_backward", rope_backward, INDICES, NULL},
-    {"mrope", mrope, INDICES, NULL},
-    {"reshape_and_cache", reshape_and_cache, HAIAN_ANY, NULL},
-    {"concat_and_cache_mla", concat_and_cache_mla, HAIAN_ANY, NULL},
-    {"destindex_copy_kv", destindex_copy_kv, HAIAN_ANY, NULL},
-    {"apply_repetition_penalties", apply_repetition_penalties, HAIAN_FLOATS, NULL},
-    {"apply_penalty", apply_penalty, HAIAN_FLOATS, NULL},
+    {"rotary_embedding", rotary_embedding, INDICES, &in_place}, /* of the first operand, the positions */
+    {"rope_backward", rope_backward, INDICES, &in_place},
+    {"mrope", mrope, INDICES, &in_place},
+    {"reshape_and_cache", reshape_and_cache, HAIAN_ANY, &in_place},
+    {"concat_and_cache_mla", concat_and_cache_mla, HAIAN_ANY, &in_place},
+    {"destindex_copy_kv", destindex_copy_kv, HAIAN_ANY, &in_place},
+    {"apply_repetition_penalties", apply_repetition_penalties, HAIAN_FLOATS, &in_place},
+    {"apply_penalty", apply_penalty, HAIAN_FLOATS, &in_place},
     {"token_softmax_reducev", token_softmax_reducev, HAIAN_FLOATS, NULL},
     {"top_k_top_p_sample", top_k_top_p_sample, HAIAN_FLOATS, NULL},
     {NULL, NULL, 0, NULL},

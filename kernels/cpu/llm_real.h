@@ -1,18 +1,17 @@
 /* Rotations, penalties, decode sums and sampling for one type (each_real.h).  x, y: one run of elements. */
 
 /* ---- rotary embeddings ------------------------------------------------------------------------------------------- */
-/* the first 2 * half elements of a head turn; sign -1 turns backwards */
-ROW_INLINE void FN(turn)(const rope_job *job, const REAL *restrict x, const REAL *restrict c, const REAL *restrict s,
-                         REAL *restrict y) {
+/* the first 2 * half elements of a head turn; y may be x: a pair is read before it is written */
+ROW_INLINE void FN(turn)(const rope_job *job, const REAL *x, const REAL *c, const REAL *s, REAL *y) {
   const int64_t half = job->half;
   if (job->neox) {
-    for (int64_t i = 0; i < half; i++) {
+    _Pragma("GCC ivdep") for (int64_t i = 0; i < half; i++) {
       const REAL a = x[i], b = x[i + half];
       y[i] = a * c[i] - b * s[i];
       y[i + half] = b * c[i] + a * s[i];
     }
   } else {
-    for (int64_t i = 0; i < half; i++) {
+    _Pragma("GCC ivdep") for (int64_t i = 0; i < half; i++) {
       const REAL a = x[2 * i], b = x[2 * i + 1];
       y[2 * i] = a * c[i] - b * s[i];
       y[2 * i + 1] = b * c[i] + a * s[i];
@@ -47,19 +46,21 @@ static void FN(rope_tokens)(void *ctx, int64_t lo, int64_t hi) {
       const char *x = side->x + (outer * side->x_token[0] + inner * side->x_token[1]) * bytes;
       char *y = side->y + (outer * side->y_token[0] + inner * side->y_token[1]) * bytes;
       const bool plain = side->dtype == REAL_DTYPE && side->x_step == 1 && side->y_step == 1;
+      const bool direct = plain && !(job->stream && side->x != side->y);
       for (int64_t h = 0; h < side->heads; h++, x += side->x_head * bytes, y += side->y_head * bytes) {
-        if (plain) {
+        if (direct) {
           FN(turn)(job, (const REAL *)x, c, s, (REAL *)y);
           continue;
         }
-        FN(load)(side->dtype, x, side->x_step, width, from);
-        FN(turn)(job, from, c, s, to);
+        if (!plain) FN(load)(side->dtype, x, side->x_step, width, from);
+        FN(turn)(job, plain ? (const REAL *)x : from, c, s, to);
         for (int64_t i = 0; i < width; i += ROW_CHUNK)
           FN(store)(side->dtype, y + i * side->y_step * bytes, side->y_step,
-                    width - i < ROW_CHUNK ? width - i : ROW_CHUNK, to + i, false);
+                    width - i < ROW_CHUNK ? width - i : ROW_CHUNK, to + i, job->stream);
       }
     }
   }
+  if (job->stream) haian_stream_fence();
 }
 
 /* ---- penalties --------------------------------------------------------------------------------------------------- */

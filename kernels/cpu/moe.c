@@ -21,6 +21,7 @@ typedef struct route_job {
 typedef struct sum_job {
   const haian_tensor *x, *y;
   int64_t runs; /* of ROW_CHUNK elements in a row */
+  bool stream;  /* the result leaves the caches anyway */
 } sum_job;
 
 typedef struct layer_job {
@@ -40,10 +41,13 @@ static inline int64_t index1(const haian_tensor *t, int64_t i) {
 }
 /* element i of an index tensor of any rank, in row-major order */
 static int64_t index_any(const haian_tensor *t, int64_t i) {
-  int64_t at = 0;
-  for (int d = t->ndim - 1; d >= 0; d--) {
-    at += i % t->shape[d] * t->stride[d];
-    i /= t->shape[d];
+  int64_t at = i;
+  if (!haian_is_contiguous(t)) {
+    at = 0;
+    for (int d = t->ndim - 1; d >= 0; d--) {
+      at += i % t->shape[d] * t->stride[d];
+      i /= t->shape[d];
+    }
   }
   return t->dtype == HAIAN_I64 ? ((const int64_t *)t->data)[at] : ((const int32_t *)t->data)[at];
 }
@@ -202,6 +206,7 @@ static int32_t moe_sum(const haian_args *args) {
   TRY(need_form("moe_sum", "the result", job.y, job.x->dtype, 2, job.x->shape[0], job.x->shape[2]));
   if (job.y->numel == 0) return HAIAN_OK;
   job.runs = (job.y->shape[1] + ROW_CHUNK - 1) / ROW_CHUNK;
+  job.stream = job.y->stride[1] == 1 && job.y->numel * row_item(job.x->dtype) >= HAIAN_STREAM_BYTES;
   const int64_t run = job.y->shape[1] < ROW_CHUNK ? job.y->shape[1] : ROW_CHUNK;
   haian_parallel_for(job.y->shape[0] * job.runs, grain_of(run * (job.x->shape[1] + 1) * row_item(job.x->dtype)),
                      job.x->dtype == HAIAN_F64 ? sum_runs_f64 : sum_runs_f32, &job);

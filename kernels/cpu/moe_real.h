@@ -99,8 +99,10 @@ static void FN(sum_runs)(void *ctx, int64_t lo, int64_t hi) {
       }
       for (int64_t i = 0; i < n; i++) sum[i] += row[i];
     }
-    FN(store)(y->dtype, (char *)y->data + (t * y->stride[0] + at * y->stride[1]) * item, y->stride[1], n, sum, false);
+    FN(store)(y->dtype, (char *)y->data + (t * y->stride[0] + at * y->stride[1]) * item, y->stride[1], n, sum,
+              job->stream);
   }
+  if (job->stream) haian_stream_fence();
 }
 
 /* ---- the layer ------------------------------------------------------------------------------------------------------- */

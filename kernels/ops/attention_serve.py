@@ -146,7 +146,8 @@ def _varlen_sample(name, queries, keys, dims, attrs, slopes, **more):
 
 
 _VARLEN_SAMPLES = [_varlen_sample(*r) for r in _VARLEN] + [
-    _varlen_sample("llama3_prefill", (384, 128, 512), (384, 128, 512), (32, 8, 128, 128), _C, "", model="Llama-3-8B prefill of three prompts", level="llm",
+    _varlen_sample("llama3_prompts", (24, 7, 33), (24, 7, 33), (32, 8, 128, 128), _C, "", model="Llama-3-8B prefill of three short prompts", level="llm"),
+    _varlen_sample("llama3_prefill", (384, 128, 512), (384, 128, 512), (32, 8, 128, 128), _C, "", model="Llama-3-8B prefill of three prompts", level="full",
                    bench=("full", "llm"))]
 
 
@@ -256,8 +257,10 @@ def _paged_inputs(name, dims, blocks, per, most, lengths, attrs, slopes):
 
 
 _LLAMA_DECODE = ("llama3_decode", (32, 8, 128, 128), 512, 16, 128, (2048, 1024, 1536, 2048), {}, "")
+_LLAMA_SHORT = ("llama3_short", (32, 8, 128, 128), 32, 16, 16, (256, 100), {}, "")
 _PAGED_SAMPLES = [Sample(r[0], _paged_inputs(*r), r[6]) for r in _PAGED] + [
-    Sample("llama3_decode", _paged_inputs(*_LLAMA_DECODE), {}, "Llama-3-8B decode, 4 sequences of up to 2048 tokens", "llm", ("full", "llm"))]
+    Sample("llama3_short", _paged_inputs(*_LLAMA_SHORT), {}, "Llama-3-8B decode, 2 sequences of up to 256 tokens", "llm"),
+    Sample("llama3_decode", _paged_inputs(*_LLAMA_DECODE), {}, "Llama-3-8B decode, 4 sequences of up to 2048 tokens", "full", ("full", "llm"))]
 
 
 def _paged_bad(name, error, words, table=(0, 1, 2, 3), lengths=(3, 4), key=(5, 2, 2, 8), value=None, shape=(2, 2), **attrs):
@@ -326,7 +329,8 @@ def _mla_sample(name, h, r, p, blocks, per, most, lengths, **more):
 
 
 _MLA_SAMPLES = [_mla_sample(*r) for r in _MLAS] + [
-    _mla_sample("deepseek_v3", 128, 512, 64, 32, 64, 16, (1024, 777), model="DeepSeek-V3 decode, 2 sequences", level="llm", bench=("full", "llm"))]
+    _mla_sample("deepseek_v3_short", 16, 512, 64, 8, 64, 4, (250, 129), model="DeepSeek-V3 decode, an eighth of its heads", level="llm"),
+    _mla_sample("deepseek_v3", 128, 512, 64, 32, 64, 16, (1024, 777), model="DeepSeek-V3 decode, 2 sequences", level="full", bench=("full", "llm"))]
 
 
 def _mla_bad(name, error, words, table=(0, 1, 2, 3), lengths=(3, 4), q_pe=(2, 4, 3), cache=(5, 2, 11)):

@@ -152,7 +152,7 @@ _ROPES: tuple[tuple[Any, ...], ...] = (
     ("gptj", (5,), 4, 2, 16, 16, False, False), ("gptj_partial", (2, 3), 3, 1, 12, 4, False, True), ("batch", (2, 5), 4, 2, 8, 8, True, False),
     ("past_tile", (9,), 17, 5, 66, 66, True, False), ("no_tokens", (0,), 2, 1, 8, 8, True, False), ("no_key_heads", (3,), 2, 0, 8, 8, True, True),
     ("no_rotation", (3,), 2, 1, 6, 0, True, False))
-_ROPE_MODELS = (("llama3_prefill", (128,), 32, 8, 128, 128, True, False),)
+_ROPE_MODELS = (("llama3_prefill", (256,), 32, 8, 128, 128, True, False),)
 
 
 def _rope_sample(name, tokens, heads, key_heads, size, rot, is_neox, apart, section=None, **more):
@@ -164,7 +164,7 @@ def _rope_sample(name, tokens, heads, key_heads, size, rot, is_neox, apart, sect
 
 
 _ROPE_SAMPLES = [_rope_sample(*r) for r in _ROPES] + [
-    _rope_sample(*r, model="Llama-3-8B rotary embedding, 128 tokens", level="llm", bench=("full", "llm")) for r in _ROPE_MODELS]
+    _rope_sample(*r, model="Llama-3-8B rotary embedding, 256 tokens", level="llm", bench=("full", "llm")) for r in _ROPE_MODELS]
 _MROPE_SAMPLES = [_rope_sample(*r, section=s) for r, s in zip(
     (r for r in _ROPES if r[5]), ((1, 0, 0), (1, 2, 2), (0, 0, 3), (2, 3, 3), (1, 1, 0), (1, 1, 2), (9, 12, 12), (2, 1, 1), (2, 1, 1)))] + [
     _rope_sample("qwen2_vl", (128,), 28, 4, 128, 128, True, False, section=(16, 24, 24), model="Qwen2-VL-7B rotary embedding, 128 tokens",
@@ -568,8 +568,9 @@ def _reducev_sample(name, h, g, d, slots, requests, most, req, start, length, **
 
 
 _REDUCEV_SAMPLES = [_reducev_sample(*r) for r in _REDUCEV] + [
+    _reducev_sample("llama3_short", 32, 8, 128, 512, 2, 128, (0, 1), (0, 128), (128, 128), model="Llama-3-8B decode, 2 x 128 tokens", level="llm"),
     _reducev_sample("llama3_decode", 32, 8, 128, 4096, 4, 1024, (0, 1, 2, 3), (0, 1024, 2048, 3072), (1024,) * 4, model="Llama-3-8B decode, 4 x 1024 tokens",
-                    level="llm", bench=("full", "llm"))]
+                    level="full", bench=("full", "llm"))]
 
 
 def _reducev_bad(name, words, table=None, req=(0, 1), start=(0, 2), length=(2, 3), error=IndexOutOfBounds, shared=1):

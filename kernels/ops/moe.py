@@ -194,7 +194,7 @@ op("moe_sum(Tensor x) -> Tensor", family="moe", dtypes=FLOATS, infer=_infer_sum,
    doc="The sum of the K results of each token: x (T, K, D), result (T, D), added in float32 for float16 and bfloat16.",
    samples=[Sample(n, (In(s),)) for n, s in (("one", (1, 1, 1)), ("prime", (7, 3, 13)), ("past_tile", (2, 2, 1025)), ("many", (33, 8, 33)), ("none", (3, 0, 5)),
                                              ("no_tokens", (0, 2, 5)), ("long", (2, 67, 9)))] + [
-       Sample("mixtral", (In((128, 2, 4096)),), {}, "Mixtral-8x7B, 128 tokens", "llm", ("full", "llm"))],
+       Sample("mixtral", (In((288, 2, 4096)),), {}, "Mixtral-8x7B, 288 tokens", "llm", ("full", "llm"))],
    names={"vllm": ("moe_sum",)},
    bad=(Bad("matrix", (In((3, 4)),), ShapeError, ("x", "(3, 4)", "3 axes")),))
 
@@ -230,8 +230,10 @@ _GROUPED_MMS = (("one", 1, 1, (1,), 0), ("prime", 13, 7, (3, 3, 11), 0), ("past_
                 ("no_terms", 0, 5, (2, 3), 0), ("no_rows", 4, 5, (0, 0), 0), ("no_groups", 4, 5, (), 3), ("long", 300, 5, (1, 4, 4, 9), 0))
 _GROUPED_MM_SAMPLES = [Sample(n, (In(((ends[-1] if ends else 0) + spare, k)), In((len(ends), k, c)), _v(*ends, dtype="int64" if n == "prime" else "int32")))
                        for n, k, c, ends, spare in _GROUPED_MMS] + [
+    Sample("mixtral_short", (In((64, 256)), In((8, 256, 448)), _v(8, 15, 20, 31, 40, 47, 60, 64, dtype="int32")), {},
+           "Mixtral-8x7B gate projection at a sixteenth of its widths, 64 rows", "llm"),
     Sample("mixtral", (In((256, 1024)), In((8, 1024, 1792)), _v(30, 61, 97, 128, 160, 190, 230, 256, dtype="int32")), {},
-           "Mixtral-8x7B gate projection at a quarter of its widths, 256 rows", "llm", ("full", "llm"))]
+           "Mixtral-8x7B gate projection at a quarter of its widths, 256 rows", "full", ("full", "llm"))]
 
 
 def _grouped_mm_bad(name, error, words, ends=(1, 2, 4), b=(3, 5, 2)):
@@ -300,7 +302,8 @@ def _layer_sample(name, t, d, inner, experts, k, **more):
 
 
 _LAYER_SAMPLES = [_layer_sample(*r) for r in _LAYERS] + [
-    _layer_sample("mixtral", 128, 1024, 1792, 8, 2, model="Mixtral-8x7B expert layer at half its widths, 128 tokens", level="full", bench=("full", "llm"))]
+    _layer_sample("mixtral_short", 16, 128, 224, 8, 2, model="Mixtral-8x7B expert layer at a thirty-second of its widths, 16 tokens", level="llm"),
+    _layer_sample("mixtral", 128, 1024, 1792, 8, 2, model="Mixtral-8x7B expert layer at a quarter of its widths, 128 tokens", level="full", bench=("full", "llm"))]
 
 
 def _layer_bad(name, error, words, ids=(0, 1, 2, 0), w2=(3, 8, 4), x=(2, 8), weights=(2, 2)):

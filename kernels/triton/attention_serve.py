@@ -28,11 +28,11 @@ from .tiles import Call, dot_takes_float64, run, stages_within
 __all__ = ["KERNELS", "WHEN", "matrix"]
 
 # BLOCK_M queries, BLOCK_N keys, warps, stages by bytes of an element, for heads up to a width
-VARLEN = {2: ((64, 128, 64, 8, 2), (128, 64, 64, 8, 2), (256, 32, 32, 8, 1), (512, 16, 16, 8, 1)),
+VARLEN = {2: ((64, 128, 64, 8, 2), (128, 128, 64, 8, 2), (256, 32, 32, 8, 1), (512, 16, 16, 8, 1)),
           4: ((64, 64, 32, 8, 2), (128, 32, 32, 8, 1), (256, 16, 16, 4, 1), (512, 16, 16, 8, 1)),
           8: ((64, 16, 16, 4, 1), (128, 16, 16, 4, 1), (256, 16, 16, 4, 1), (512, 16, 16, 8, 1))}
 # keys at a time, warps by bytes of an element, for caches up to a width
-CACHE = {2: ((128, 64, 4), (256, 32, 4), (512, 16, 8)), 4: ((128, 32, 4), (256, 16, 4), (512, 16, 8)), 8: ((128, 16, 4), (256, 16, 4), (512, 16, 8))}
+CACHE = {2: ((128, 64, 4), (256, 32, 4), (512, 16, 8)), 4: ((128, 32, 8), (256, 16, 4), (512, 16, 8)), 8: ((128, 16, 4), (256, 16, 4), (512, 16, 8))}
 WIDEST = 512  # of a head: what registers and shared memory hold of one row
 SPLIT_KEYS = 256  # keys of one part of a cache, at least
 HEADS = 64  # query heads that a program takes at most of those that share a key head

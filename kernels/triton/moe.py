@@ -30,7 +30,7 @@ __all__ = ["KERNELS", "WHEN", "matrix"]
 TILE = 1024  # elements of a program of the small kernels
 # rows of a block, BLOCK_N, BLOCK_K, warps, stages by bytes of an element, for so many rows an expert: the first that is not larger
 TILES = {2: ((128, 128, 64, 32, 8, 3), (64, 64, 64, 64, 4, 3), (32, 32, 64, 64, 4, 3), (0, 16, 64, 64, 4, 3)),
-         4: ((64, 64, 32, 32, 4, 2), (32, 32, 32, 32, 4, 2), (0, 16, 32, 32, 4, 2)), 8: ((0, 16, 16, 16, 4, 1),)}
+         4: ((64, 64, 32, 32, 8, 2), (32, 32, 32, 32, 4, 2), (0, 16, 32, 32, 4, 2)), 8: ((0, 16, 16, 16, 4, 1),)}
 
 
 # ---- choosing experts ------------------------------------------------------------------------------------------------------
