@@ -240,7 +240,8 @@ def _conventions(op: Op, dt: DType, small: list[Sample], specs: dict, main: bool
         lying = [s for s in same if specs[s.name][0].shape]
         for s in _pick(lying, key + "/overlap", 2):
             add(dt, s.name, "alias", "overlap")
-        for s in _pick([s for s in lying if specs[s.name][0].size > 2], key + "/reversed"):
+        # more than a tile, or the kernel has read everything before it writes
+        for s in sorted((s for s in lying if 2 < specs[s.name][0].size <= 10_000), key=lambda s: specs[s.name][0].size)[-1:]:
             add(dt, s.name, "alias", "overlap_reversed")
     elif op.takes_out:
         for s in _pick(sized, key + "/out"):

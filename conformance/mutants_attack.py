@@ -471,7 +471,7 @@ ROWS: tuple[Row, ...] = (
     ("mm", "rows past 8 tiles of 128 are not computed", "past_m", _when(_rows(1024), _partial_rows(1024))),
     ("mm", "columns past 2048 are not computed", "past_n", _when(lambda t, a: t[1].shape[1] > 2048, _set((slice(None), slice(2048, None))))),
     ("matmul", "of b's batch axes only the last is stepped along", "broadcast_outer", _batch_steps(lambda n: tuple(i == len(n) - 1 for i in range(len(n))))),
-    ("matmul", "of b's batch axes the first is not stepped along", "broadcast_right", _batch_steps(lambda n: tuple(i > 0 for i in range(len(n))))),
+    ("matmul", "of b's batch axes the first is not stepped along", "broadcast_left", _batch_steps(lambda n: tuple(i > 0 for i in range(len(n))))),
     ("addmm", "beta x rounded to the tensors' dtype", "cancels", _beta_rounded),
     ("addmm", "beta ignored for more than 64 rows", "past_blocks", lambda op, right: lambda t, a: right(t, a | {"beta": 1.0} if t[1].shape[0] > 64 and a["beta"] else a)),
     ("baddbmm", "the first batch's input for all", "batch_input", inputs(
