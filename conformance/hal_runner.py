@@ -22,6 +22,7 @@ from ..hal.driver import GROUPS, Driver, devices_of, offers
 from ..hal.errors import ArgumentError, EnvironmentMissing, HaianError
 from .child import refusal
 from .hal_checks.check import HAL_VERSION, Check, NotOffered, Subject, find, load_checks, of_device
+from .hal_checks.claims import claims
 from .levels import HAL_LEVELS, hal_level, select
 
 if TYPE_CHECKING:  # the child needs neither: they bring the operators, 0.4 s of importing
@@ -200,7 +201,8 @@ def _facts(driver: Driver, device: int) -> dict[str, Any]:
         return {**facts, "absent": f"{driver.name} has {count} devices, numbered from 0; number {device} was asked for"}
     try:
         p = driver.props(device)
-        facts |= {"model": p.model, "runtime_version": p.driver_version, "async": p.async_copy, "image_format": p.image_format}
+        facts |= {"model": p.model, "runtime_version": p.driver_version, "async": p.async_copy, "image_format": p.image_format,
+                  "claims": claims(driver, p)}
     except HaianError as error:  # a finding of check 10; the run goes on
         facts |= {"model": f"props failed: {error}"}
     return facts

@@ -214,6 +214,9 @@ def _declared(header: dict[str, Any]) -> list[object]:
         )
     if header.get("flushes_subnormals"):
         found.append(Note(Text("Declared: subnormal numbers are flushed to zero.", "声明:次正规数被置零。"), "warn"))
+    if header.get("claims"):
+        found.append(Note(Text("Claims that no check proves, or that excuse from some:", "未经检查的声明,或免除部分检查的声明:"), "warn"))
+        found.append(Table([Text("claim", "声明"), Text("what", "内容")], [[r["claim"], r["what"]] for r in header["claims"]]))
     if header["device"].startswith("sim") and header["suite"] == "ops":
         found.append(
             Note(
@@ -369,9 +372,14 @@ def _rules(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(r, dict) and {"kind", "cases", "what"} <= r.keys() for r in value)
 
 
+def _claims(value: object) -> bool:
+    """Of the HAL suite; reports of operators have none."""
+    return value is None or isinstance(value, list) and all(isinstance(r, dict) and {"claim", "what"} <= r.keys() for r in value)
+
+
 # What verify and diff read of each kind of line.
 _FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {
-    "header": {"suite": _is(str), "device": _is(str), "started": _is(str), "seed": _is(int), "allowances": _rules},
+    "header": {"suite": _is(str), "device": _is(str), "started": _is(str), "seed": _is(int), "allowances": _rules, "claims": _claims},
     "line": {**dict.fromkeys(("id", "op", "dtype", "kind", "level", "message"), _is(str)), "result": RESULTS.__contains__},
     "footer": {"level_granted": _is(str), "counts": _is(dict)},
 }
@@ -459,6 +467,7 @@ def verify(report: str | os.PathLike[str]) -> tuple[str, bool]:
         problems.append(f"claims level {claimed or 'none'}, its lines give {level or 'none'} ({why})")
     head = f"{header['device']}: level {level or 'none'}{f' ({why})' if why else ''}, {len(lines)} cases, seed {header['seed']}"
     changed = [f"  {r['kind']}: {r['cases']}: {r['what']}" for r in header["allowances"]]
+    changed += [f"  claim: {r['claim']}: {r['what']}" for r in header.get("claims") or ()]
     return "\n".join([head, *changed, *(f"does not hold: {p}" for p in problems)]), not problems
 
 

@@ -52,6 +52,7 @@ class Summary:
     failures: list[dict[str, Any]] = field(default_factory=list)
     fallbacks: dict[str, int] = field(default_factory=dict)
     present: bool = True
+    claims: list[str] = field(default_factory=list)  # of a driver: not proven, or excusing from checks
 
     @property
     def ok(self) -> bool:
@@ -63,6 +64,7 @@ class Summary:
             return f"{self.device}: not present ({self.why}); nothing was checked"
         said = ", ".join(f"{n} {r}" for r, n in self.counts.items() if n)
         level = f"level {self.level} granted" if self.level else "no level granted"
+        level += f", claims {', '.join(self.claims)}" if self.claims else ""
         fell = f"; {sum(self.fallbacks.values())} calls fell back to the host" if self.fallbacks else ""
         where = f"; report in {self.report}" if self.report else ""
         return (
@@ -352,6 +354,7 @@ def summarise(device: str, header: dict[str, Any], lines: list[dict[str, Any]], 
         seconds,
         failures=[line for line in lines if line["result"] in BAD],
         fallbacks={k: v for k, v in fallen.items() if v},
+        claims=[row["claim"] for row in header.get("claims", ())],
     )
 
 

@@ -23,6 +23,8 @@ from haian.conformance.allowances import Allowances, Rule, read
 from haian.conformance.hal_checks import check as checks
 from haian.conformance.hal_checks import loading, memory
 from haian.conformance.hal_checks.check import CHECKS, NotOffered, Subject, check, find, of_file, of_name
+from haian.conformance.hal_checks.claims import claims
+from haian.conformance.hal_checks.images import image_of
 from haian.conformance.hal_runner import check_driver, hal_cases, hal_counts, run_hal
 from haian.conformance.levels import HAL_LEVELS, granted_hal, hal_level
 from haian.conformance.runner import run
@@ -324,6 +326,26 @@ def test_a_layer_that_does_not_check_fails(method, replaced, factory, number, mo
 def test_a_wrong_driver_fails_nothing_else():
     found = {x["id"]: x["result"] for x in check_driver(MUTANTS["memset takes one byte"][0], chosen=MINE)}
     assert {k.split("/")[1] for k, v in found.items() if v not in ("pass", "not-offered")} == {"33_fill"}
+
+
+# ---- claims -------------------------------------------------------------------------------------------------------------------
+def test_claims_that_excuse_stand_beside_the_level(tmp_path):
+    driver = sim_props(init_once=True, thread_safe_streams=False, int64_math=False, reduced_matmul="tf32", event_unit_ns=100_000)()
+    named = {row["claim"] for row in claims(driver, driver.props(0))}
+    assert named == {"init_once", "thread_safe_streams=False", "int64_math=False", "bf16_atomics", "reduced_matmul=tf32", "event_unit_ns=100000"}
+    plain = CpuDriver()
+    assert {"host_access", "no lose_device", "image_format=so"} <= {row["claim"] for row in claims(plain, plain.props(0))}
+    summary = run("sim:0", suite="hal", ops="11", quiet=True, report=tmp_path)
+    assert "claims bf16_atomics" in str(summary) and summary.claims == ["bf16_atomics"]
+    assert "bf16_atomics" in (tmp_path / "index.html").read_text() and "claim: bf16_atomics" in report.verify(tmp_path)[0]
+
+
+def test_own_images_say_which_kernels_they_have():
+    facts = dataclasses.replace(Sim().props(0), image_format="bin", extra={"conformance_image": (b"code", "bin", "axpy", "", "grid")})
+    image = image_of(facts, True)
+    assert (image.data, image.name, image.leave, image.grid, image.args, image.twin) == (b"code", "axpy", "", "grid", "", b"")
+    with pytest.raises(NotOffered):
+        image_of(dataclasses.replace(facts, extra={"conformance_image": (b"code", "bin")}), True)
 
 
 # ---- wrong tables in C --------------------------------------------------------------------------------------------------------

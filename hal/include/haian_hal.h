@@ -27,7 +27,10 @@
  *     itself: another ABI major, a device number out of range, zero bytes, more than max_alloc_bytes, a bad image or kernel.
  *     A success of alloc gives an address above 0.  mem.info counts what alloc gave: free is at most total less that; of the
  *     machine's own memory (HAL_CAP_HOST_ACCESS) at most total less what of it was written.
- * 11. Capability bits are claims; the conformance suite checks each.
+ * 11. Capability bits are claims.  The conformance suite checks HOST_ACCESS (its check 11), ASYNC_COPY (40), MEMMOVE (30),
+ *     PEER (34), BLOCKING_DEFAULT (45), CROSS_DEVICE_EVENTS (56), FATAL_ERRORS (58) and FLUSHES_SUBNORMALS (66).  The others
+ *     are only reported: BF16_ATOMICS, NO_INT64, TF32_MATMUL, and those that excuse from a check, SERIAL_STREAMS (62) and
+ *     INIT_ONCE (6); the report lists them beside the level.
  *
  * The text between CFFI-BEGIN and CFFI-END is read verbatim by cffi: no macros in there.
  *
@@ -64,7 +67,7 @@ extern "C" {
 /* hal_props.caps */
 #define HAL_CAP_HOST_ACCESS 0x1u          /* the host may dereference device addresses */
 #define HAL_CAP_ASYNC_COPY 0x2u           /* copies on a stream return before they happen */
-#define HAL_CAP_MEMMOVE 0x4u              /* d2d ranges may overlap; else such a copy is refused */
+#define HAL_CAP_MEMMOVE 0x4u              /* d2d ranges of a row may overlap; else such a copy is refused */
 #define HAL_CAP_PEER 0x8u                 /* copies between two devices of this adapter */
 #define HAL_CAP_SERIAL_STREAMS 0x10u      /* the host must serialise calls on one stream */
 #define HAL_CAP_BLOCKING_DEFAULT 0x20u    /* stream 0 waits for all streams and they for it; else it is independent */
@@ -259,7 +262,7 @@ typedef struct hal_module {
   hal_status (*kernel_info)(int32_t device, hal_handle kernel, hal_kernel_info *info); /* without: nothing is known */
 } hal_module;
 
-/* Without graphs the host queues the work again. */
+/* Without graphs the host queues the work again.  Records and waits of events in a recording order it and mean nothing outside. */
 typedef struct hal_graph {
   uint32_t struct_size, reserved;
   hal_status (*begin)(int32_t device, hal_handle stream);
@@ -269,7 +272,8 @@ typedef struct hal_graph {
   hal_status (*destroy)(int32_t device, hal_handle graph_or_executable);
 } hal_graph;
 
-/* Without communicators collectives are staged through the host.  Counts are in elements. */
+/* Without communicators collectives are staged through the host.  Counts are in elements.  Nothing but recv is written; max and
+ * min of NaN and numbers may be either, of NaN alone it is NaN. */
 typedef struct hal_comm {
   uint32_t struct_size, reserved;
   hal_status (*unique_id)(hal_comm_id *out);
@@ -297,7 +301,7 @@ typedef struct hal_comm {
 typedef struct hal_ipc {
   uint32_t struct_size, reserved;
   hal_status (*mem_export)(int32_t device, hal_dptr base, hal_ipc_handle *out);
-  hal_status (*mem_open)(int32_t device, const hal_ipc_handle *handle, hal_dptr *out);
+  hal_status (*mem_open)(int32_t device, const hal_ipc_handle *handle, hal_dptr *out); /* while it is not freed */
   hal_status (*mem_close)(int32_t device, hal_dptr address);
   hal_status (*event_export)(int32_t device, hal_handle event, hal_ipc_handle *out);       /* optional */
   hal_status (*event_open)(int32_t device, const hal_ipc_handle *handle, hal_handle *out); /* optional */
