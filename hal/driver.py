@@ -357,7 +357,7 @@ class Driver:
         raise Unsupported(f"{self.name}: no communicators")
 
     def comm_async_error(self, comm: int) -> None:
-        """Raises what went wrong in a queued collective; Timeout where a rank did not come or counts differ."""
+        """Raises what went wrong in a queued collective; Timeout where a rank did not come or counts differ (RanksDiffer where that is seen)."""
         raise Unsupported(f"{self.name}: no communicators")
 
     # ---- optional: sharing with other processes ------------------------------------------------------------------------

@@ -75,7 +75,7 @@ class AdapterRecord:
         for dev in self.devices:
             try:
                 found.append(f"{dev.name} ({dev.capabilities.model})")
-            except HaianError as e:  # a device that cannot even say what it is still belongs in the report
+            except Exception as e:  # noqa: BLE001 - third-party code: a device that cannot even say what it is still belongs in the report
                 found.append(f"{dev.name} (props failed: {one_line(e)})")
         error = f"{type(self.error).__name__}: {one_line(self.error)}" if self.error else ""
         facts = {"note": "why_none", "looked": "looked", "missing": "missing", "unconfirmed": "unconfirmed"}

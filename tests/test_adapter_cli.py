@@ -128,21 +128,23 @@ def test_what_a_device_that_cannot_say_what_it_is_costs(tmp_path):
     path.write_text(path.read_text().replace("        self._check(device)  # FILL IN: your facts", "        raise ArgumentError('no\\nfacts')  # FILL IN: your facts"))
     (tmp_path / "many.py").write_text("from haian.hal.driver import Driver\nclass Many(Driver):\n    name = 'many'\n    def device_count(self):\n        return 2_000_000_000\n")
     (tmp_path / "boom.py").write_text("raise RuntimeError('boom\\nsecond line')\n")
+    (tmp_path / "odd.py").write_text("from haian.hal.driver import Driver\nclass Odd(Driver):\n    name = 'odd'\n    def device_count(self):\n        return 1\n"
+                                     "    def props(self, device):\n        raise KeyError('no\\nfact')\n")
     (tmp_path / "own.py").write_text("from haian.hal.driver import Driver\nclass Own(Driver):\n    name = 'haian'\n    def device_count(self):\n        return 1\n")
-    env = {**ENV, "HAIAN_ADAPTER_PATH": os.pathsep.join(map(str, (path, tmp_path / "many.py", tmp_path / "boom.py", tmp_path / "own.py")))}
+    env = {**ENV, "HAIAN_ADAPTER_PATH": os.pathsep.join(map(str, (path, tmp_path / "many.py", tmp_path / "boom.py", tmp_path / "odd.py", tmp_path / "own.py")))}
 
     def haian(*words):
         return subprocess.run([sys.executable, "-m", "haian.cli", *words], capture_output=True, text=True, env=env, timeout=60)
 
     done = haian("devices")
     assert done.returncode == 0 and "cpu:0" in done.stdout and "sim:0" in done.stdout and "mychip" not in done.stdout, done.stderr
-    for words in ("mychip:0: its props failed: ArgumentError: no facts", "many failed: adapter 'many': device_count() gave 2000000000; needs 0 to 256",
+    for words in ("mychip:0: its props failed: ArgumentError: no facts", "odd:0: its props failed: KeyError: ", "many failed: adapter 'many': device_count() gave 2000000000; needs 0 to 256",
                   "boom failed: adapter boom: RuntimeError: boom second line", "haian failed: adapter name 'haian' is haian's own"):
         assert sum(words in line for line in done.stderr.splitlines()) == 1, (words, done.stderr)
     rows = json.loads(haian("devices", "--json").stdout)
     assert {r["device"]: r.get("error") for r in rows}["mychip:1"] == "ArgumentError: no facts"
     done = haian("doctor")
-    assert done.returncode == 1 and "boom second line" in done.stdout and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "boom second line" in done.stdout and "odd:0 (props failed: 'no" in done.stdout and "Traceback" not in done.stderr
 
 
 def test_doctor_folds_what_is_left_out():
