@@ -1,4 +1,4 @@
-"""Mutants of the operators of one value.
+"""Mutants of the operators of one value, and of those made of others.
 
 How they are run: mutants.py; the makers: mutate.py.
 """
@@ -20,6 +20,10 @@ ROWS: tuple[Row, ...] = (
     ("zeros", "ones", "value", result(lambda y, t, a: np.ones_like(y))),
     ("ones", "the last one is lost", "value", lambda op, right: lambda t, a: _without_last(right(t, a))),
     ("scalar_tensor", "whole numbers", "value", result(lambda y, t, a: np.trunc(y) if y.dtype.kind == "f" else y)),
+    ("outer", "turned", "value", lambda op, right: lambda t, a: np.ascontiguousarray(right([t[1], t[0]], a))),
+    ("matmul_bias_activation", "activation before the bias", "value", lambda op, right: lambda t, a: (
+        right([t[0], t[1], None], a) if t[2] is None else (right([t[0], t[1], None], a) + t[2]).astype(t[0].dtype))),
+    ("matmul_bias_activation", "always relu", "value", attr(activation="relu")),
     ("round", "halves away from zero", "value", lambda op, right: lambda t, a: (
         np.copysign(np.floor(np.abs(t[0]) + np.asarray(0.5, t[0].dtype)), t[0]).astype(t[0].dtype) if t[0].dtype.kind != "i" and t[0].dtype.kind != "u"
         else right(t, a))),

@@ -761,7 +761,12 @@ static PyObject *op_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     p->name = Py_NewRef(pname);
     PyUnicode_InternInPlace(&p->name);
     op->n_params++;
-    for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(choices) && k < MAX_CHOICES; k++) {
+    if (PyTuple_GET_SIZE(choices) > MAX_CHOICES) {
+      PyErr_Format(PyExc_ValueError, "%U: %U has %zd choices; at most %d", name, pname, PyTuple_GET_SIZE(choices),
+                   (int)MAX_CHOICES);
+      goto bad;
+    }
+    for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(choices); k++) {
       p->choices[k] = Py_NewRef(PyTuple_GET_ITEM(choices, k));
       PyUnicode_InternInPlace(&p->choices[k]);
     }

@@ -74,7 +74,7 @@ def _infer_baddbmm(input: Spec, batch1: Spec, batch2: Spec, *, beta: float, alph
     return _fits("baddbmm", input, _batched("baddbmm", batch1, batch2, "batch1", "batch2"))
 
 
-def _infer_linear(x: Spec, weight: Spec, bias: Spec | None) -> Spec:
+def infer_linear(x: Spec, weight: Spec, bias: Spec | None) -> Spec:
     need_dtype("linear", "x", x, FLOATS)
     need_rank("linear", "weight", weight, 2)
     same_dtype("linear", x, weight, bias)
@@ -313,8 +313,8 @@ op("baddbmm(Tensor input, Tensor batch1, Tensor batch2, *, float beta=1, float a
         Bad("input_shape", (In((4,)), In((2, 3, 4)), In((2, 4, 5))), ShapeError, ("(4,)", "(2, 3, 5)", "broadcast")),
         Bad("matrix", (In((5,)), In((3, 4)), In((4, 5))), ShapeError, ("(3, 4)", "3 axes"))))
 
-op("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor", family="matmul", dtypes=FLOATS, infer=_infer_linear,
-   reference=_linear, budget=Reduction(terms=_linear_terms), cost=_cost(_infer_linear), samples=_LINEAR,
+op("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor", family="matmul", dtypes=FLOATS, infer=infer_linear,
+   reference=_linear, budget=Reduction(terms=_linear_terms), cost=_cost(infer_linear), samples=_LINEAR,
    grad=_linear_grad,
    doc="x @ weight^T + bias: x (..., K), weight (N, K), bias (N), result (..., N).", names={"paddle": ("linear",)},
    bad=(Bad("features", (In((3, 4)), In((6, 5)), None), ShapeError, ("(3, 4)", "(6, 5)", "(5)")),
