@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...hal.errors import ArgumentError, InternalError, Unsupported
-from . import control, memory
+from . import control, memory, numeric
 from .ir import Block, Function, Module, Op, Type, parse
 from .vector import BUILDERS, ELEMENTWISE, UFUNCS, fill, numpy_type
 
@@ -313,7 +313,7 @@ class _Compiler:
 
     # reduce, scan
     def combiner(self, op: Op, scope: dict[str, int]):
-        """(function of 2n values -> n values, the ufunc it amounts to or None)."""
+        """(function of 2n values -> n values, the ufunc it amounts to or None, the registers it reads from outside)."""
         block = op.regions[0][0]
         names = [n for n, _ in block.args]
         ufunc = None
@@ -340,17 +340,27 @@ class _Compiler:
 
         return combine, ufunc, captured
 
+    def quick(self, op: Op, ufunc, t: Type):
+        """(the combination as one call, or None; whether NumPy may take any order; whether a zero's sign then tells the order)."""
+        if ufunc is None:
+            return None, False, False
+        whole = t.elem[0] == "i"
+        extreme = None if whole else numeric.EXTREMES.get(op.regions[0][0].ops[0].name)
+        function = extreme or ufunc
+        return (lambda left, right: [function(left[0], right[0])]), whole or extreme is not None, extreme is not None
+
     def op_tt_reduce(self, op, ins, args, outs, writes, scope):
         combine, ufunc, captured = self.combiner(op, scope)
         axis, shape = op.attrs["axis"] + 1, args[0].shape
-        exact = ufunc is not None and (args[0].elem[0] == "i" or ufunc not in (np.add, np.multiply))
+        one, exact, zeros = self.quick(op, ufunc, args[0])
 
         def step(slab, regs):
             values = [fill(regs[k], shape) for k in ins]
             if exact:
-                regs[writes[0]] = ufunc.reduce(values[0], axis=axis, dtype=values[0].dtype)
-                return
-            one = None if ufunc is None else (lambda left, right: [ufunc(left[0], right[0])])
+                found = ufunc.reduce(values[0], axis=axis, dtype=values[0].dtype)
+                if not zeros or (found != 0).all():
+                    regs[writes[0]] = found
+                    return
             result = control.reduce_tree(one or (lambda l, r: combine(slab, regs, l, r)), values, axis)
             for k, value in zip(writes, result):
                 regs[k] = value
@@ -360,16 +370,14 @@ class _Compiler:
     def op_tt_scan(self, op, ins, args, outs, writes, scope):
         combine, ufunc, captured = self.combiner(op, scope)
         axis, shape, reverse = op.attrs["axis"] + 1, args[0].shape, bool(op.attrs.get("reverse", False))
-        exact = ufunc is not None and (args[0].elem[0] == "i" or ufunc not in (np.add, np.multiply))
+        one, exact, zeros = self.quick(op, ufunc, args[0])
 
         def step(slab, regs):
             values = [fill(regs[k], shape) for k in ins]
             if reverse:
                 values = [np.flip(v, axis) for v in values]
-            if exact:
-                result = [ufunc.accumulate(values[0], axis=axis, dtype=values[0].dtype)]
-            else:
-                one = None if ufunc is None else (lambda left, right: [ufunc(left[0], right[0])])
+            result = [ufunc.accumulate(values[0], axis=axis, dtype=values[0].dtype)] if exact else []
+            if not exact or (zeros and not (result[0] != 0).all()):
                 result = control.scan_tree(one or (lambda l, r: combine(slab, regs, l, r)), values, axis)
             for k, value in zip(writes, result):
                 regs[k] = np.flip(value, axis) if reverse else value
@@ -483,18 +491,25 @@ class Kernel:
                 found.append(np.array([value], np.float64).astype(dtype))
         return found
 
-    def run(self, heap: memory.Heap, grid: tuple[int, int, int], values: list[np.ndarray]) -> None:
+    def run(self, heap: memory.Heap, grid: tuple[int, int, int], values: Sequence[np.ndarray]) -> None:
         """Execute every program of the grid; memory is the only result.
 
         Raises:
             OutOfRange, ArgumentError: an access outside the live allocations, or misaligned.
             InternalError: a device assertion failed.
         """
-        total = grid[0] * grid[1] * grid[2]
+        for first, after in self.slabs(grid[0] * grid[1] * grid[2]):
+            self.run_slab(heap, grid, values, first, after)
+
+    def slabs(self, total: int) -> list[tuple[int, int]]:
+        """Ranges of programs that run together."""
         count = max(1, min(total, SLAB_BYTES // max(1, self.routine.peak)))
+        return [(first, min(first + count, total)) for first in range(0, total, count)]
+
+    def run_slab(self, heap: memory.Heap, grid: tuple[int, int, int], values: Sequence[np.ndarray], first: int, after: int) -> None:
+        """Execute programs first .. after - 1."""
         with np.errstate(all="ignore"):
-            for first in range(0, total, count):
-                self.routine.run(Slab(heap, grid, first, min(count, total - first)), values)
+            self.routine.run(Slab(heap, grid, first, after - first), values)
 
 
 # ---- helpers -----------------------------------------------------------------------------------------------------------------

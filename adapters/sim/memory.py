@@ -59,11 +59,18 @@ class _Table:
         self.blocks = blocks
         self.starts = [b.start for b in blocks]
         self._arrays: tuple[np.ndarray, np.ndarray] | None = None
+        self._deltas: np.ndarray | None = None
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         if self._arrays is None:
             self._arrays = (np.array(self.starts, np.int64), np.array([b.end for b in self.blocks], np.int64))
         return self._arrays
+
+    def deltas(self) -> np.ndarray:
+        """Host address minus device address of each block."""
+        if self._deltas is None:
+            self._deltas = np.array([b.pages.address - b.start for b in self.blocks], np.int64)
+        return self._deltas
 
     def find(self, low: int, high: int) -> _Block | None:
         """The block that holds all of [low, high), or None."""
@@ -187,13 +194,22 @@ class Heap:
         return block
 
     def host_pointer(self, address: int, nbytes: int, what: str) -> int:
-        """The host address that backs [address, address + nbytes).  OutOfRange when it is not inside one block."""
+        """The host address that backs [address, address + nbytes), good while the block is not freed.
+
+        OutOfRange when it is not inside one block.
+        """
+        return self.pin(address, nbytes, what)[0]
+
+    def pin(self, address: int, nbytes: int, what: str) -> tuple[int, object]:
+        """The same, with what keeps the memory mapped, freed or not, as long as it is referred to."""
         block = self.inside(address, nbytes, what)
-        return block.pages.address + (address - block.start)
+        return block.pages.address + (address - block.start), block
 
     def fill(self, address: int, pattern: bytes, nbytes: int) -> None:
         """Repeat a 1, 2 or 4 byte pattern over [address, address + nbytes)."""
-        host_memory.fill(self.host_pointer(address, nbytes, "fill"), pattern, nbytes)
+        at, block = self.pin(address, nbytes, "fill")
+        host_memory.fill(at, pattern, nbytes)
+        del block
 
 
 # ---- access by all programs at once --------------------------------------------------------------------------------------

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
 
-__all__ = ["cast_float", "cast_float_to_int", "cast_int_to_float", "erf", "fma", "round_tf32", "trunc_div", "trunc_rem",
-           "unsigned"]
+__all__ = ["EXTREMES", "cast_float", "cast_float_to_int", "cast_int_to_float", "erf", "erf_table", "fma", "round_tf32", "trunc_div",
+           "trunc_rem", "unsigned"]
 
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 _F32, _F64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -147,6 +148,27 @@ def trunc_div(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return q
 
 
+def _extreme(ufunc: np.ufunc, of_zeros: np.ufunc) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """ufunc with +0 above -0 (IEEE 754-2019), where NumPy returns either, by instruction set and position."""
+    def extreme(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        y = ufunc(a, b)
+        zero = y == 0
+        if zero.any():
+            tie = zero & (a == b)
+            if tie.any():
+                bits = np.dtype(f"u{y.dtype.itemsize}")
+                y = np.where(tie, of_zeros(a.view(bits), b.view(bits)).view(y.dtype), y)
+        return y
+
+    return extreme
+
+
+EXTREMES = {
+    "arith.maximumf": _extreme(np.maximum, np.bitwise_and), "arith.minimumf": _extreme(np.minimum, np.bitwise_or),
+    "arith.maxnumf": _extreme(np.fmax, np.bitwise_and), "arith.minnumf": _extreme(np.fmin, np.bitwise_or),
+}  # fmt: skip
+
+
 def round_tf32(x: np.ndarray) -> np.ndarray:
     """float32 with 10 fraction bits, ties away from zero, as tensor cores round their inputs."""
     bits = np.ascontiguousarray(x).view(np.uint32)
@@ -155,7 +177,7 @@ def round_tf32(x: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _erf_table() -> np.ndarray:
+def erf_table() -> np.ndarray:
     """Taylor coefficients of erf up to degree 6 at k / 256, k = 0 .. 6 * 256.  # (7, centres)"""
     x = np.arange(_ERF_LIMIT * _HALF_GRID + 1) / _HALF_GRID
     slope = 2.0 / math.sqrt(math.pi) * np.exp(-x * x)
@@ -174,7 +196,7 @@ def erf(x: np.ndarray) -> np.ndarray:
     size = np.minimum(np.abs(wide), float(_ERF_LIMIT))
     near = np.where(np.isnan(size), 0.0, np.rint(size * _HALF_GRID)).astype(np.intp)
     step = size - near / _HALF_GRID
-    table = _erf_table()
+    table = erf_table()
     y = table[6][near]
     for n in range(5, -1, -1):
         y *= step

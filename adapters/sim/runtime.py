@@ -10,6 +10,9 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from ...hal import host_memory
 from ...hal.driver import (
@@ -30,23 +33,27 @@ from . import library
 from .execute import Kernel, compile_module
 from .memory import Heap
 from .personas import check, with_persona
+from .to_c.native import Native
 
 __all__ = ["SimDriver"]
 
 _MAX_SHARED = 64 << 20  # there is no such memory in TTIR; a bound, so that an absurd request is refused
 
 # Parsing costs 1 to 25 ms a kernel and a suite loads the same ones again and again; compiled modules never change.
-_compiled = functools.lru_cache(maxsize=512)(compile_module)
+@functools.lru_cache(maxsize=512)
+def _compiled(image: bytes) -> dict[str, tuple[Kernel, Native]]:
+    kernels = compile_module(image)
+    return {name: (kernel, Native(image, name, k)) for k, (name, kernel) in enumerate(kernels.items())}
 
 
 class _Module:
-    def __init__(self, device: int, kernels: dict[str, Kernel]) -> None:
+    def __init__(self, device: int, kernels: dict[str, tuple[Kernel, Native]]) -> None:
         self.device, self.kernels = device, kernels
 
 
 class _Function:
-    def __init__(self, module: _Module, kernel: Kernel) -> None:
-        self.device, self.module, self.kernel = module.device, module, kernel
+    def __init__(self, module: _Module, kernel: Kernel, native: Native) -> None:
+        self.device, self.module, self.kernel, self.native = module.device, module, kernel, native
 
 
 class _Device:
@@ -92,6 +99,8 @@ class SimDriver(HostDriver):
     def _begin(self) -> None:
         super()._begin()
         self._devices = [_Device(d.index, d.heap.renew(d.index)) for d in self._devices]
+        self._launches = {"c": 0, "numpy": 0}
+        self._refused: dict[str, str] = {}
         self._failing_allocs = 0
         self._copy_delay_s = 0.0
 
@@ -228,11 +237,15 @@ class SimDriver(HostDriver):
         if self._copy_delay_s:
             time.sleep(self._copy_delay_s)
         dst, src = desc.dst, desc.src
+        held = []  # a free on another thread must not unmap what is being copied
         if desc.kind != DEVICE_TO_HOST:
-            dst = target.host_pointer(dst, (desc.rows - 1) * desc.dst_pitch + desc.nbytes, f"{desc.kind} copy")
+            dst, block = target.pin(dst, (desc.rows - 1) * desc.dst_pitch + desc.nbytes, f"{desc.kind} copy")
+            held.append(block)
         if desc.kind != HOST_TO_DEVICE:
-            src = heap.host_pointer(src, (desc.rows - 1) * desc.src_pitch + desc.nbytes, f"{desc.kind} copy")
+            src, block = heap.pin(src, (desc.rows - 1) * desc.src_pitch + desc.nbytes, f"{desc.kind} copy")
+            held.append(block)
         host_memory.move(dst, src, desc.nbytes, desc.rows, desc.dst_pitch, desc.src_pitch)
+        held.clear()
 
     def fill(self, device: int, address: int, pattern: bytes, nbytes: int, stream: int = 0) -> None:
         found = self._device(device)
@@ -273,7 +286,7 @@ class SimDriver(HostDriver):
         kernel = found.kernels.get(name)
         if kernel is None:
             raise ArgumentError(f"sim: no kernel {name!r} in the module; it has {', '.join(found.kernels)}")
-        return self._handles.add(_Function(found, kernel))
+        return self._handles.add(_Function(found, *kernel))
 
     def kernel_info(self, kernel: int) -> KernelInfo:
         """Arguments as the TTIR declares them; an integer's sign is not in it.  There are no registers to count."""
@@ -298,7 +311,22 @@ class SimDriver(HostDriver):
             raise Unsupported(f"{kernel.name}: cluster {desc.cluster}; sim has none, launch with (1, 1, 1)")
         check(kernel.name, kernel.facts, caps)
         values = kernel.arguments(desc.args)
-        self._do(device, stream, Work(WORK, functools.partial(kernel.run, found.heap, grid, values), "launch", kernel.name))
+        run = functools.partial(self._execute, function, found.heap, grid, values)
+        self._do(device, stream, Work(WORK, run, "launch", kernel.name))
+
+    def _execute(self, function: _Function, heap: Heap, grid: tuple[int, int, int], values: list[np.ndarray]) -> None:
+        native = function.native
+        in_c = native.run(function.kernel, heap, grid, values)
+        with self._lock:
+            self._launches["c" if in_c else "numpy"] += 1
+            if native.refusal and not in_c:
+                self._refused[native.name] = native.refusal
+
+    @property
+    def compiled(self) -> dict[str, Any]:
+        """Launches by executor (``c``, ``numpy``) and ``refused``: kernel -> why it has no C form or could not be compiled."""
+        with self._lock:
+            return {**self._launches, "refused": dict(self._refused)}
 
     # ---- sensors ------------------------------------------------------------------------------------------------------------------
     def telemetry(self, device: int) -> Telemetry:

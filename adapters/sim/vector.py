@@ -112,6 +112,7 @@ UFUNCS: dict[str, np.ufunc] = {  # both operands alike, any order of combination
     "arith.addi": np.add, "arith.muli": np.multiply,
 }  # fmt: skip
 _table(UFUNCS)
+_table(numeric.EXTREMES)
 _table({
     "arith.addi": _bool_as(np.add, np.bitwise_xor), "arith.subi": _bool_as(np.subtract, np.bitwise_xor),
     "arith.muli": np.multiply,
@@ -156,9 +157,9 @@ _table({"math.powf": _binary_f64(np.power), "math.atan2": _binary_f64(np.arctan2
 
 @_register("tt.clampf", elementwise=True)
 def _clampf(op, args, outs):
-    if op.attrs.get("propagateNan", "none") == "all":
-        return lambda x, low, high: np.minimum(np.maximum(x, low), high)
-    return lambda x, low, high: np.fmin(np.fmax(x, low), high)
+    names = ("maximumf", "minimumf") if op.attrs.get("propagateNan", "none") == "all" else ("maxnumf", "minnumf")
+    most, least = (numeric.EXTREMES[f"arith.{n}"] for n in names)
+    return lambda x, low, high: least(most(x, low), high)
 
 
 # ---- comparison and choice ---------------------------------------------------------------------------------------------
@@ -423,7 +424,8 @@ def _dot(op, args, outs):
     shape, dims_l, dims_r = outs[0].shape, left.shape, right.shape
 
     def dot(a, b, c):
-        a, b = fill(a, dims_l).astype(work, copy=False), fill(b, dims_r).astype(work, copy=False)
+        # one layout, so that BLAS sums in one order however the operands came to be
+        a, b = (np.ascontiguousarray(fill(x, d), work) for x, d in ((a, dims_l), (b, dims_r)))
         if tf32:
             a, b = numeric.round_tf32(a), numeric.round_tf32(b)
         y = np.matmul(a, b)
