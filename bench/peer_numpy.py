@@ -32,6 +32,22 @@ def _axis(dim: Any) -> Any:
     return tuple(dim) if isinstance(dim, (list, tuple)) and dim else dim if isinstance(dim, int) else None
 
 
+def _sorted(x, dim):
+    at = np.argsort(x, dim, kind="stable")
+    return np.take_along_axis(x, at, dim), at
+
+
+def _topk(x, k, dim):
+    at = np.take(np.argpartition(x, -k, dim), range(-k, 0), dim)
+    at = np.take_along_axis(at, np.flip(np.argsort(np.take_along_axis(x, at, dim), dim), dim), dim)
+    return np.take_along_axis(x, at, dim), at
+
+
+def _kthvalue(x, k, dim):
+    at = np.take(np.argpartition(x, k - 1, dim), [k - 1], dim)
+    return np.take_along_axis(x, at, dim), at
+
+
 # ---- compositions: f(o, scratch, *inputs, **attrs) writes o ----------------------------------------------------------
 def _relu(o, s, x):
     np.maximum(x, 0, out=o)
@@ -203,6 +219,14 @@ def _special(name: str, i: tuple, o: tuple, a: dict[str, Any]) -> list[Call]:
         return [Call(np.var, (i[0], _axis(a["dim"])), {**out, "ddof": a["correction"], "keepdims": a["keepdim"]})]
     if name in ("argmax", "argmin"):
         return [Call(getattr(np, name), (i[0], a["dim"]), {**out, "keepdims": a["keepdim"]})]
+    if name in ("cumsum", "cumprod"):
+        return [Call(getattr(np, name), (i[0], a["dim"]), {**out, "dtype": o[0].dtype})]
+    if name in ("sort", "argsort") and not a["descending"]:
+        return [Call(_sorted if name == "sort" else np.argsort, (i[0], a["dim"]), {} if name == "sort" else {"kind": "stable"}, allocates=True)]
+    if name == "topk" and a["largest"]:
+        return [Call(_topk, (i[0], a["k"], a["dim"]), allocates=True)]
+    if name == "kthvalue" and a["keepdim"]:
+        return [Call(_kthvalue, (i[0], a["k"], a["dim"]), allocates=True)]
     if name == "embedding":  # mode "raise" would buffer out=
         return [Call(np.take, (i[0], i[1], 0), {**out, "mode": "clip"})]
     if name == "index_select":

@@ -74,6 +74,10 @@ def _build(work: Work, i: list[str], o: list[str], g: _Graph) -> bool:
         g.node(_REDUCTIONS[name], [*i, g.constant("axes", np.array(list(dims), np.int64))], o, keepdims=int(a["keepdim"]))
     elif name in ("argmax", "argmin") and (a["dim"] is not None or len(shape) == 1):
         g.node("ArgMax" if name == "argmax" else "ArgMin", i, o, axis=a["dim"] or 0, keepdims=int(a["keepdim"]))
+    elif name == "cumsum" and a["dtype"] is None:
+        g.node("CumSum", [*i, g.constant("axis", np.array(a["dim"], np.int64))], o)
+    elif name == "topk":
+        g.node("TopK", [*i, g.constant("k", np.array([a["k"]], np.int64))], o, axis=a["dim"], largest=int(a["largest"]), sorted=int(a["sorted"]))
     elif name == "layer_norm" and x[1] is not None:
         g.node("LayerNormalization", [v for v in i if v], o, axis=-len(a["normalized_shape"]), epsilon=a["eps"])
     elif name == "rms_norm" and x[1] is not None:

@@ -113,6 +113,10 @@ def _table(torch: Any) -> dict[str, _Build]:
 
         return new(fn, args)
 
+    def element_loss(name: str) -> _Build:
+        fn = getattr(aten, name).default
+        return new(fn, lambda i, a: (*i, *(_REDUCTION[v] if k == "reduction" else v for k, v in own(name, a).items())))
+
     def nll(i: tuple, o: tuple, a: dict[str, Any]) -> Call:
         return Call(nn.nll_loss, (*i, _REDUCTION[a["reduction"]], a["ignore_index"]), {"out": o[0]})
 
@@ -163,6 +167,43 @@ def _table(torch: Any) -> dict[str, _Build]:
         "argmin": lambda i, o, a: Call(torch.argmin, (i[0], a["dim"], a["keepdim"]), {"out": o[0]}),
         "var": lambda i, o, a: Call(torch.var, (i[0], a["dim"]), {"correction": a["correction"], "keepdim": a["keepdim"], "out": o[0]}),
         "any": logical(torch.any), "all": logical(torch.all),
+        "prod": new(torch.prod, lambda i, a: (i[0], *(() if a["dim"] is None else (a["dim"], a["keepdim"])))),
+        **{name: new(getattr(torch, name), lambda i, a: (i[0], a["dim"]), correction="correction", keepdim="keepdim") for name in ("std", "std_mean", "var_mean")},
+        "aminmax": new(torch.aminmax, lambda i, a: i, dim="dim", keepdim="keepdim"),
+        "max": lambda i, o, a: Call(torch.max, (i[0], a["dim"], a["keepdim"]), {"out": tuple(o)}),
+        "min": lambda i, o, a: Call(torch.min, (i[0], a["dim"], a["keepdim"]), {"out": tuple(o)}),
+        "count_nonzero": new(torch.count_nonzero, lambda i, a: (i[0], a["dim"])),
+        "logsumexp": lambda i, o, a: Call(torch.logsumexp, (i[0], a["dim"], a["keepdim"]), {"out": o[0]}),
+        "linalg_vector_norm": lambda i, o, a: Call(torch.linalg.vector_norm, (i[0], a["ord"], a["dim"], a["keepdim"]), {"out": o[0]}),
+        "cdist": new(aten._cdist_forward.default, lambda i, a: (*i, a["p"], None)), "pdist": new(torch.pdist, lambda i, a: (i[0], a["p"])),
+        **{name: element_loss(name) for name in ("mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "mse_loss_backward",
+                                                 "smooth_l1_loss_backward", "huber_loss_backward", "binary_cross_entropy_backward",
+                                                 "binary_cross_entropy_with_logits")},
+        "l1_loss": new(torch.nn.functional.l1_loss, lambda i, a: i, reduction="reduction"),
+        "kl_div": new(torch.kl_div, lambda i, a: (*i, _REDUCTION[a["reduction"]]), log_target="log_target"),
+        "scaled_masked_softmax": new(lambda x, mask, scale: torch.softmax((x * scale).masked_fill(mask, -torch.inf), -1), lambda i, a: (*i, a["scale"])),
+        "scaled_upper_triang_masked_softmax": new(
+            lambda x, scale: torch.softmax((x * scale).masked_fill(torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device).triu(1), -torch.inf), -1),
+            lambda i, a: (*i, a["scale"])),
+        "add_rms_norm": new(lambda x, r, w, eps: (torch.rms_norm(z := x + r, x.shape[-1:], w, eps), z), lambda i, a: (*i, a["eps"])),
+        **{name: new(lambda x, r, w, b, eps, extra=None: (torch.layer_norm(z := x + r if extra is None else x + r + extra, x.shape[-1:], w, b, eps), z),
+                     lambda i, a: (*i[:4], a["eps"], *i[4:])) for name in ("add_layer_norm", "skip_layer_norm")},
+        "normalize": new(torch.nn.functional.normalize, lambda i, a: (i[0], a["p"], a["dim"], a["eps"])),
+        "weight_norm": new(lambda v, g, dim: torch._weight_norm(v, g, dim), lambda i, a: (*i, a["dim"])),
+        "total_norm": new(torch.nn.utils.get_total_norm, lambda i, a: (i[0], a["norm_type"])),
+        "ctc_loss_forward": new(aten._ctc_loss.default, lambda i, a: (*i[:2], i[2].tolist(), i[3].tolist(), a["blank"])),
+        "ctc_loss_backward": new(aten._ctc_loss_backward.default, lambda i, a: (*i[:3], i[3].tolist(), i[4].tolist(), *i[5:], a["blank"], a["zero_infinity"])),
+        "fused_linear_cross_entropy": new(
+            lambda x, w, t, b, **k: (torch.nn.functional.cross_entropy(z := torch.nn.functional.linear(x, w, b), t, **k), torch.logsumexp(z, -1)),
+            lambda i, a: i, reduction="reduction", ignore_index="ignore_index", label_smoothing="label_smoothing"),
+        **{name: (lambda fn: lambda i, o, a: Call(fn, (i[0], a["dim"]), {"out": o[0]}))(getattr(torch, name))
+           for name in ("cumsum", "cumprod", "logcumsumexp")},
+        **{name: (lambda fn: lambda i, o, a: Call(fn, (i[0], a["dim"]), {"out": tuple(o)}))(getattr(torch, name)) for name in ("cummax", "cummin")},
+        "sort": lambda i, o, a: Call(torch.sort, i, {"stable": True, "dim": a["dim"], "descending": a["descending"], "out": tuple(o)}),
+        "argsort": lambda i, o, a: Call(torch.argsort, i, {"stable": True, "dim": a["dim"], "descending": a["descending"]}, allocates=True),
+        "topk": lambda i, o, a: Call(torch.topk, (i[0], a["k"], a["dim"], a["largest"], a["sorted"]), {"out": tuple(o)}),
+        "kthvalue": lambda i, o, a: Call(torch.kthvalue, (i[0], a["k"], a["dim"], a["keepdim"]), {"out": tuple(o)}),
+        "nonzero_static": lambda i, o, a: Call(torch.nonzero_static, i, {"size": a["size"], "fill_value": a["fill_value"], "out": o[0]}),
         "embedding": lambda i, o, a: Call(torch.index_select, (i[0], 0, i[1].reshape(-1)), {"out": o[0].view(-1, i[0].shape[1])}, result=lambda _: o[0]),
         "embedding_dense_backward": new(aten.embedding_dense_backward.default, lambda i, a: (*i, a["num_weights"], a["padding_idx"], False)),
         "gather": lambda i, o, a: Call(torch.gather, (i[0], a["dim"], i[1]), {"out": o[0]}),

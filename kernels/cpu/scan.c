@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 #define SCAN_BLOCK 32768 /* values whose sum is carried as one: 128 KiB of f32; whole chunks */
-#define SCAN_WIDTH 512   /* columns of a strip */
+#define SCAN_WIDTH 1024  /* columns of a strip */
 
 enum scan_op { CUMSUM, CUMPROD, CUMMAX, CUMMIN, LOGCUMSUMEXP };
 

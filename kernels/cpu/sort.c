@@ -8,10 +8,12 @@
 #define SORT_RUN 16     /* runs a merge sort starts from */
 #define SORT_SHORT 4096 /* rows up to this length take digits of 8 bits: the counts of 11 bits would cost more */
 #define SORT_CHUNK 256  /* elements looked at before the buffer of the smallest is checked */
-#define SORT_GROUP 32   /* of those, compared at once */
+#define SORT_GROUP 16   /* of those, compared at once */
+#define SORT_SPARE 32   /* elements over twice as many as wanted that the buffer of the smallest holds */
 #define SORT_FEW 64     /* results that are copied one by one */
 #define SORT_LONG 16384 /* rows from this length on are cut for the threads where there are fewer rows than those */
 #define SORT_PARTS 32
+#define SORT_KEPT 16 /* results up to this many are kept sorted while a row is read */
 
 /* How elements become keys. */
 typedef struct sort_kind {
@@ -23,6 +25,7 @@ typedef struct sort_kind {
 typedef struct sort_job {
   sort_kind kind;
   int64_t n, k, from; /* length of the axis; results [from, k) of each row are wanted */
+  bool one;           /* that is one of many */
   int64_t rows, parts, part_bytes;
   int64_t x_step, y_step, w_step; /* along the axis, in elements */
   const char *x;
@@ -34,7 +37,7 @@ typedef struct sort_job {
 
 /* Packs that finding the k smallest of n needs room for. */
 static inline int64_t sort_room(int64_t n, int64_t k) {
-  int64_t room = 2 * k + 4 * SORT_CHUNK;
+  int64_t room = 2 * k + SORT_SPARE + SORT_CHUNK; /* the bound is sharpened after k + SORT_SPARE better ones */
   return k >= n / 4 || room >= n ? n : room;
 }
 
@@ -68,8 +71,10 @@ static sort_kind kind_of(const haian_tensor *x, bool descending) {
 static int32_t sort_all(const char *name, sort_job *job) {
   bool wide = job->kind.item == 8 || job->n >> 32;
   int64_t pack = wide ? 16 : 8, threads = haian_num_threads(), n = job->n;
-  bool cut = job->rows < threads && n >= SORT_LONG && sort_room(n, job->k) == n;
-  int64_t width = sort_digit(n, job->kind.item * 8), counts = ((int64_t)8 << width), room = sort_room(n, job->k), bytes;
+  job->one = job->from > 0 && job->k - job->from == 1 && n > SORT_CHUNK;
+  bool cut = !job->one && job->rows < threads && n >= SORT_LONG && sort_room(n, job->k) == n;
+  int64_t width = sort_digit(n, job->kind.item * 8), counts = ((int64_t)8 << width),
+          room = job->one ? n : sort_room(n, job->k), bytes;
   if (cut) {
     job->parts = threads < SORT_PARTS ? threads : SORT_PARTS;
     bytes = 2 * n * pack + job->parts * counts;
@@ -77,7 +82,9 @@ static int32_t sort_all(const char *name, sort_job *job) {
     int64_t work = job->rows * n / 2048 + 1; /* shares of 10 us at least */
     job->parts = work < threads ? work : threads;
     job->parts = job->rows < job->parts ? job->rows : job->parts;
-    job->part_bytes = 2 * room * pack + (job->kind.item * 8 + width - 1) / width * counts;
+    counts *= (job->kind.item * 8 + width - 1) / width;
+    if (job->one && counts < 8 << 11) counts = 8 << 11;
+    job->part_bytes = 2 * room * pack + counts;
     bytes = job->parts * job->part_bytes;
   }
   job->scratch = malloc((size_t)bytes);

@@ -6,31 +6,23 @@
 #define PLACE_OF(p) ((int64_t)((p) & (((PACK)1 << SHIFT) - 1)))
 
 /* ---- keys from elements and back ---------------------------------------------------------------------------------- */
-#define LOAD_LOOP(U, expression)                                                       \
-  for (int64_t i = 0; i < n; i++) {                                                    \
-    U b = s[i * step];                                                                 \
-    out[i] = (PACK)((U)(expression) ^ (U)flip) << SHIFT | (PACK)(uint64_t)(first + i); \
+#define FLOAT_KEY(U, S, bits) \
+  ((U)(b & ~sign) > infinite ? (U) ~(U)0 : (U)(b & ~sign) == 0 ? sign : (U)(b ^ ((U)((S)b >> (bits - 1)) | sign)))
+#define KEY_LOOP(U, expression)        \
+  for (int64_t i = 0; i < n; i++) {    \
+    U b = s[i * step];                 \
+    out[i] = (U)((expression) ^ flip); \
   }
 #define DEFINE_LOAD(U, S, bits)                                                                                   \
-  static inline void P(load_##U)(const sort_kind *k, const char *x, int64_t step, int64_t first, int64_t n,       \
-                                 PACK *restrict out) {                                                            \
-    const U *s = (const U *)x + first * step;                                                                     \
+  static inline void P(keys_##U)(const sort_kind *k, const char *x, int64_t step, int64_t n, KEY *restrict out) { \
+    const U *s = (const U *)x;                                                                                    \
     const U sign = (U)1 << (bits - 1), infinite = (U)k->infinite, flip = k->descending ? (U) ~(U)0 : 0;           \
-    if (k->floating) {                                                                                            \
-      if (step == 1) {                                                                                            \
-        enum { step = 1 };                                                                                        \
-        LOAD_LOOP(U, (U)(b & ~sign) > infinite ? (U) ~(U)0                                                        \
-                     : (U)(b & ~sign) == 0     ? sign                                                             \
-                                               : (U)(b ^ ((U)((S)b >> (bits - 1)) | sign)))                       \
-      } else {                                                                                                    \
-        LOAD_LOOP(U, (U)(b & ~sign) > infinite ? (U) ~(U)0                                                        \
-                     : (U)(b & ~sign) == 0     ? sign                                                             \
-                                               : (U)(b ^ ((U)((S)b >> (bits - 1)) | sign)))                       \
-      }                                                                                                           \
-    } else {                                                                                                      \
-      const U turn = k->is_signed ? sign : 0;                                                                     \
-      LOAD_LOOP(U, b ^ turn)                                                                                      \
-    }                                                                                                             \
+    const U turn = k->is_signed ? sign : 0;                                                                       \
+    if (k->floating && step == 1) {                                                                               \
+      enum { step = 1 };                                                                                          \
+      KEY_LOOP(U, FLOAT_KEY(U, S, bits))                                                                          \
+    } else if (k->floating) KEY_LOOP(U, FLOAT_KEY(U, S, bits))                                                    \
+    else KEY_LOOP(U, b ^ turn)                                                                                    \
   }                                                                                                               \
   /* The elements themselves, but +0 for -0 and one NaN for all: P(values) mends those. */                        \
   static inline void P(store_##U)(const sort_kind *k, const PACK *restrict a, int64_t n, char *y, int64_t step) { \
@@ -49,14 +41,28 @@ DEFINE_LOAD(uint16_t, int16_t, 16)
 DEFINE_LOAD(uint32_t, int32_t, 32)
 DEFINE_LOAD(uint64_t, int64_t, 64)
 #undef DEFINE_LOAD
-#undef LOAD_LOOP
+#undef KEY_LOOP
+#undef FLOAT_KEY
 
-/* Packs of positions [first, first + n) of the row at x. */
-static void P(load)(const sort_kind *k, const char *x, int64_t step, int64_t first, int64_t n, PACK *out) {
-  if (k->item == 1) P(load_uint8_t)(k, x, step, first, n, out);
-  else if (k->item == 2) P(load_uint16_t)(k, x, step, first, n, out);
-  else if (k->item == 4) P(load_uint32_t)(k, x, step, first, n, out);
-  else P(load_uint64_t)(k, x, step, first, n, out);
+/* Keys of positions [first, first + n) of the row at x. */
+static void P(keys)(const sort_kind *k, const char *x, int64_t step, int64_t first, int64_t n, KEY *out) {
+  x += first * step * k->item;
+  if (k->item == 1) P(keys_uint8_t)(k, x, step, n, out);
+  else if (k->item == 2) P(keys_uint16_t)(k, x, step, n, out);
+  else if (k->item == 4) P(keys_uint32_t)(k, x, step, n, out);
+  else P(keys_uint64_t)(k, x, step, n, out);
+}
+
+static inline PACK P(pack)(KEY key, int64_t place) { return (PACK)key << SHIFT | (PACK)(uint64_t)place; }
+
+/* Packs of the same. */
+static void P(load)(const sort_kind *k, const char *x, int64_t step, int64_t first, int64_t n, PACK *restrict out) {
+  KEY key[SORT_CHUNK];
+  for (int64_t at = 0; at < n; at += SORT_CHUNK) {
+    int64_t m = n - at < SORT_CHUNK ? n - at : SORT_CHUNK;
+    P(keys)(k, x, step, first + at, m, key);
+    for (int64_t i = 0; i < m; i++) out[at + i] = P(pack)(key[i], first + at + i);
+  }
 }
 
 static inline void P(copy_one)(const sort_kind *k, char *y, const char *x, int64_t from) {
@@ -202,46 +208,110 @@ static PACK *P(merge_sort)(PACK *a, PACK *b, int64_t n) {
   return a;
 }
 
+/* Visits the row of n at x in groups that hold a key below `top`, or all while `full` is false: those are candidates. */
+#define EACH_CANDIDATE(...)                                                                              \
+  for (int64_t at = 0; at < n; at += SORT_CHUNK) {                                                       \
+    int64_t m = n - at < SORT_CHUNK ? n - at : SORT_CHUNK;                                               \
+    P(keys)(kind, x, step, at, m, key);                                                                  \
+    for (int64_t i = m; i < (m + SORT_GROUP - 1) / SORT_GROUP * SORT_GROUP; i++) key[i] = (KEY) ~(KEY)0; \
+    for (int64_t i = 0; i < m; i += SORT_GROUP) {                                                        \
+      KEY any = !full;                                                                                   \
+      for (int j = 0; j < SORT_GROUP; j++) any |= (KEY)(key[i + j] < top);                               \
+      if (!any) continue;                                                                                \
+      int64_t end = m - i < SORT_GROUP ? m : i + SORT_GROUP;                                             \
+      __VA_ARGS__                                                                                        \
+    }                                                                                                    \
+    AFTER_CHUNK                                                                                          \
+  }
+
+/* The k smallest of a row in order, at a: for k of 16 at most, which are kept sorted. */
+static void P(fewest)(const sort_kind *kind, const char *x, int64_t step, int64_t n, int64_t k, PACK *a) {
+  KEY key[SORT_CHUNK], top = 0; /* keys from top on are no longer among the smallest, once there are k */
+  int64_t held = 0;
+  bool full = false;
+#define AFTER_CHUNK
+  EACH_CANDIDATE(for (int64_t j = i; j < end; j++) {
+    if (full && key[j] >= top) continue; /* an equal key that comes later is no better */
+    PACK v = P(pack)(key[j], at + j);
+    int64_t to = full ? k - 1 : held++;
+    for (; to > 0 && a[to - 1] > v; to--) a[to] = a[to - 1];
+    a[to] = v;
+    full = held == k;
+    if (full) top = KEY_OF(a[k - 1]);
+  })
+#undef AFTER_CHUNK
+}
+
 /* The k smallest of the row of n at x in order, somewhere in the scratch; a and b: sort_room(n, k) packs each.  Few of
- * many are kept in a heap-like buffer: what is not below the k-th so far is passed by in groups. */
+ * many are kept in a buffer: what is not below the k-th so far is passed by in groups. */
 static PACK *P(smallest)(const sort_kind *kind, const char *x, int64_t step, int64_t n, int64_t k, PACK *a, PACK *b,
                          int64_t *counts) {
   int bits = kind->item * 8;
   int64_t held = 0, most = sort_room(n, k);
+  if (k <= SORT_KEPT && n > SORT_INSERTION) {
+    P(fewest)(kind, x, step, n, k, a);
+    return a;
+  }
   if (most == n) {
     P(load)(kind, x, step, 0, n, a);
     return P(sort)(a, b, n, bits, counts);
   }
-  PACK worst = ~(PACK)0, chunk[SORT_CHUNK];
-  for (int64_t at = 0; at < n; at += SORT_CHUNK) {
-    int64_t m = n - at < SORT_CHUNK ? n - at : SORT_CHUNK;
-    P(load)(kind, x, step, at, m, chunk);
-    for (int64_t i = 0; i < m; i += SORT_GROUP) {
-      int64_t end = m - i < SORT_GROUP ? m : i + SORT_GROUP;
-      PACK any = 0;
-      for (int64_t j = i; j < end; j++) any |= (PACK)(chunk[j] < worst);
-      if (!any) continue;
-      for (int64_t j = i; j < end; j++) {
-        a[held] = chunk[j];
-        held += chunk[j] < worst;
-      }
-    }
-    if (held > most - SORT_CHUNK) {
-      P(select)(a, b, held, k, bits, counts);
-      held = k;
-      worst = 0;
-      for (int64_t j = 0; j < k; j++) worst = a[j] > worst ? a[j] : worst;
-    }
+  KEY key[SORT_CHUNK], top = 0;
+  bool full = false;
+#define AFTER_CHUNK                                                      \
+  if (held > most - SORT_CHUNK) {                                        \
+    P(select)(a, b, held, k, bits, counts);                              \
+    held = k;                                                            \
+    PACK worst = 0;                                                      \
+    for (int64_t j = 0; j < k; j++) worst = a[j] > worst ? a[j] : worst; \
+    top = KEY_OF(worst);                                                 \
+    full = true;                                                         \
   }
+  EACH_CANDIDATE(for (int64_t j = i; j < end; j++) {
+    a[held] = P(pack)(key[j], at + j);
+    held += !full | (key[j] < top);
+  })
+#undef AFTER_CHUNK
+#undef EACH_CANDIDATE
   if (held > k) P(select)(a, b, held, k, bits, counts);
   return P(merge_sort)(a, b, k);
+}
+
+/* The k-th smallest of the row of n at x alone: the leading digit it has is found by counting, and only elements with
+ * that digit are kept.  a, b: n packs each. */
+static PACK *P(kth)(const sort_kind *kind, const char *x, int64_t step, int64_t n, int64_t k, PACK *a, PACK *b,
+                    int64_t *counts) {
+  int bits = kind->item * 8, shift = bits > 11 ? bits - 11 : 0;
+  KEY key[SORT_CHUNK];
+  int64_t before = 0, held = 0;
+  KEY digit = 0;
+  memset(counts, 0, sizeof *counts << (bits - shift));
+  for (int64_t at = 0; at < n; at += SORT_CHUNK) {
+    int64_t m = n - at < SORT_CHUNK ? n - at : SORT_CHUNK;
+    P(keys)(kind, x, step, at, m, key);
+    for (int64_t i = 0; i < m; i++) counts[key[i] >> shift]++;
+  }
+  for (; before + counts[digit] < k; digit++) before += counts[digit];
+  for (int64_t at = 0; at < n; at += SORT_CHUNK) {
+    int64_t m = n - at < SORT_CHUNK ? n - at : SORT_CHUNK;
+    P(keys)(kind, x, step, at, m, key);
+    for (int64_t i = 0; i < m && held < n; i++) {
+      a[held] = P(pack)(key[i], at + i);
+      held += key[i] >> shift == digit;
+    }
+  }
+  k -= before;
+  P(select)(a, b, held, k, bits, counts);
+  for (int64_t i = 1; i < k; i++)
+    if (a[i] > a[0]) a[0] = a[i];
+  return a;
 }
 
 /* ---- rows: part p of `parts` takes its share, with scratch of its own ------------------------------------------------ */
 static void P(sort_rows)(void *ctx, int64_t lo, int64_t hi) {
   const sort_job *job = ctx;
   const haian_walk *walk = &job->walk;
-  int64_t room = sort_room(job->n, job->k);
+  int64_t room = job->one ? job->n : sort_room(job->n, job->k);
   for (int64_t part = lo; part < hi; part++) {
     int64_t row = part * job->rows / job->parts, end = (part + 1) * job->rows / job->parts;
     PACK *a = (PACK *)(job->scratch + part * job->part_bytes), *b = a + room;
@@ -250,8 +320,9 @@ static void P(sort_rows)(void *ctx, int64_t lo, int64_t hi) {
     haian_place_seek(&at, walk, walk->ndim, row);
     for (; row < end; row++, haian_place_next(&at, walk, walk->ndim)) {
       const char *x = job->x + at.offset[0] * job->kind.item;
-      const PACK *sorted = P(smallest)(&job->kind, x, job->x_step, job->n, job->k, a, b, counts) + job->from;
       int64_t n = job->k - job->from;
+      const PACK *sorted = job->one ? P(kth)(&job->kind, x, job->x_step, job->n, job->k, a, b, counts)
+                                    : P(smallest)(&job->kind, x, job->x_step, job->n, job->k, a, b, counts) + job->from;
       if (job->w) P(places)(sorted, n, job->w + at.offset[2], job->w_step);
       if (job->y) P(values)(&job->kind, sorted, n, x, job->x_step, job->y + at.offset[1] * job->kind.item, job->y_step);
     }
