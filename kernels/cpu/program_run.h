@@ -12,13 +12,17 @@
 #define PROGRAM_RUN(kind, T, steps, S, load, store)                                                       \
   static void program_##kind(const haian_program *p, const void *const *in, void *out, int64_t n,         \
                              const haian_attr *attr) {                                                    \
-    _Alignas(64) T r[HAIAN_PROGRAM_REGISTERS][PROGRAM_BLOCK];                                             \
-    const int64_t widest = n < PROGRAM_BLOCK ? n : PROGRAM_BLOCK;                                         \
+    static _Thread_local _Alignas(64) T r[HAIAN_PROGRAM_REGISTERS][PROGRAM_BLOCK];                        \
+    static _Thread_local const haian_program *last; /* whose constants stand in r */                      \
+    static _Thread_local double known[HAIAN_PROGRAM_CONSTANTS];                                           \
     for (int k = 0; k < p->n_constants; k++) {                                                            \
       const int at = p->constant[k].attr;                                                                 \
-      const T value = (T)(at < 0 ? p->constant[k].value : haian_attr_float(attr + at));                   \
-      for (int64_t i = 0; i < widest; i++) r[p->constant[k].to][i] = value;                               \
+      const double number = at < 0 ? p->constant[k].value : haian_attr_float(attr + at);                  \
+      if (last == p && memcmp(&number, &known[k], sizeof number) == 0) continue;                          \
+      known[k] = number;                                                                                  \
+      for (int64_t i = 0; i < PROGRAM_BLOCK; i++) r[p->constant[k].to][i] = (T)number;                    \
     }                                                                                                     \
+    last = p;                                                                                             \
     for (int64_t lo = 0; lo < n; lo += PROGRAM_BLOCK) {                                                   \
       const int64_t count = n - lo < PROGRAM_BLOCK ? n - lo : PROGRAM_BLOCK;                              \
       for (int k = 0; k < p->n_in; k++) {                                                                 \
@@ -83,11 +87,13 @@ PROGRAM_RUN(b8, int32_t, program_steps_i32, uint8_t, PROGRAM_TRUTH, PROGRAM_TRUT
                                                            [HAIAN_BOOL] = program_##slot##_b8}}; \
   static int32_t run_user_##slot(const haian_args *args) { return haian_pointwise_run(&pointwise_user_##slot, args); }
 #define PROGRAM_ROW(slot) {"user_" #slot, run_user_##slot, HAIAN_ANY, &pointwise_user_##slot},
-#define PROGRAM_EACH(X)                                                                                                \
-  X(0)                                                                                                                 \
-  X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) \
-      X(22) X(23) X(24) X(25) X(26) X(27) X(28) X(29) X(30) X(31) X(32) X(33) X(34) X(35) X(36) X(37) X(38) X(39)      \
-          X(40) X(41) X(42) X(43) X(44) X(45) X(46) X(47) X(48) X(49) X(50) X(51) X(52) X(53) X(54) X(55) X(56) X(57)  \
-              X(58) X(59) X(60) X(61) X(62) X(63)
+#define PROGRAM_EACH(X)                                                                                               \
+  X(0)                                                                                                                \
+  X(1)                                                                                                                \
+  X(2)                                                                                                                \
+  X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22)    \
+      X(23) X(24) X(25) X(26) X(27) X(28) X(29) X(30) X(31) X(32) X(33) X(34) X(35) X(36) X(37) X(38) X(39) X(40)     \
+          X(41) X(42) X(43) X(44) X(45) X(46) X(47) X(48) X(49) X(50) X(51) X(52) X(53) X(54) X(55) X(56) X(57) X(58) \
+              X(59) X(60) X(61) X(62) X(63)
 PROGRAM_EACH(PROGRAM_SLOT)
 #endif
