@@ -14,9 +14,10 @@ from typing import Any
 from ..hal import host_memory
 from ..hal.driver import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, PEER, Capabilities, Copy, Launch, PointerInfo
 from ..hal.dtype import BY_NAME
-from ..hal.errors import OutOfMemory
+from ..hal.errors import InternalError, OutOfMemory
 from ..hal.host_queues import WORK, Event, Mark, Work
 from .hal_bases import SimDriver
+from .hal_mutants_core import CopyHoldsGil
 
 __all__ = ["ROWS"]
 
@@ -626,6 +627,22 @@ class ElapsedRace(SimDriver):
         return super().event_elapsed_ns(self.__dict__["_start"], end)
 
 
+class SmallHoldsGil(CopyHoldsGil):
+    """a device of 8 MiB, whose copies keep Python's lock"""
+
+    total_bytes = 8 << 20
+
+
+class EventsRunOut(SimDriver):
+    """after 20,000 events there are no more"""
+
+    def event_create(self, device: int, timing: bool = True) -> int:
+        self.__dict__["_made"] = self.__dict__.get("_made", 0) + 1
+        if self.__dict__["_made"] > 20_000:
+            raise InternalError("sim: no event left")
+        return super().event_create(device, timing)
+
+
 # (mutant, the check meant to refuse it)
 ROWS: tuple[tuple[type[Any], int], ...] = (
     (TailOfLargeH2D, 27), (TailOfLargeD2D, 27), (TailOfLargeD2H, 27), (PitchOnStreams, 32), (RowsOnStreams, 32), (ManyRows, 32), (PeerRows, 34),
@@ -637,5 +654,5 @@ ROWS: tuple[tuple[type[Any], int], ...] = (
     (ThreadsAndUnitsSwapped, 66), (SharedTooLarge, 66), (UnitExcuses, 54), (HalfTheTotal, 18), (LeakHidden, 11), (NamedCpu, 8), (RecordOnZero, 54),
     (WaitOnZero, 49), (HostFuncZero, 46), (OneWaiter, 49), (SyncOfEarlierRecord, 53), (ElapsedAcrossIsZero, 54), (TimeWhenQueued, 54),
     (FailureLostByEvent, 58), (LaunchOnForeignStream, 48), (ForeignKernel, 48), (CurrentDevice, 61), (FillRace, 61), (LaunchRace, 66),
-    (ElapsedRace, 63),
+    (ElapsedRace, 63), (SmallHoldsGil, 65), (EventsRunOut, 57),
 )  # fmt: skip

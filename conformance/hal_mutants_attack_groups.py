@@ -454,6 +454,13 @@ class SignedAsUnsigned(_Comm):
         super().comm_all_reduce(comm, send, recv, count, "uint8" if dtype == "int8" and op in ("max", "min") else dtype, op, stream)
 
 
+class CollectivesNow(_Comm):
+    """all_reduce does not wait for its stream"""
+
+    def comm_all_reduce(self, comm: int, send: int, recv: int, count: int, dtype: str, op: str, stream: int) -> None:
+        super().comm_all_reduce(comm, send, recv, count, dtype, op, 0 if self._handles.get(comm, object).world == 1 else stream)
+
+
 class WorldOfThree(_Comm):
     """of three ranks and more, each keeps its own values"""
 
@@ -505,5 +512,5 @@ ROWS: tuple[tuple[type[Any], int], ...] = (
     (RecordsHalfTime, 70), (RecordsOneName, 70), (RecordsNameless, 70), (RecordsNoBytes, 70), (RecordsOnZero, 70), (RecordsOfAll, 70),
     (SensorsOfOther, 71), (ScatterClobbers, 68), (GatherClobbers, 68), (BroadcastClobbers, 68), (ReduceOverruns, 68), (Int64In32, 68),
     (Fp64In32, 68), (HalfOf8Bits, 68), (NanIsLost, 68), (SignedAsUnsigned, 68), (WorldOfThree, 68), (OthersCut, 68), (OneGroup, 68),
-    (GroupDropsCollectives, 68),
+    (GroupDropsCollectives, 68), (CollectivesNow, 68),
 )  # fmt: skip

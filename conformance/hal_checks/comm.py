@@ -21,6 +21,7 @@ from .stream import start
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int32", "int64", "uint8", "int8", "uint16", "int16", "uint32", "uint64")
 _N = 133  # elements of most calls: no multiple of anything
 _LARGE = 270_001  # one call larger than any staging buffer's slot
+_LATE_S = 0.01  # how late a copy is that a collective must wait for
 _LIMIT_S = 1.0  # after which ranks that differ must have given up
 _OPS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "sum": lambda parts, world: parts.sum(0), "prod": lambda parts, world: parts.prod(0), "max": lambda parts, world: parts.max(0),
@@ -202,6 +203,16 @@ class _Rank:
         for i, (me, _, recv) in enumerate(both):
             me.expect(recv, parts[(self.rank - 1) % self.world] + i, "float32", f"a message in group {i + 1} of two at once")
 
+    def in_order(self) -> None:
+        """A collective sees what was queued on its stream before it."""
+        if not self.stream or not self.s.offers("host_func"):
+            return
+        send, recv, values = self.put(np.zeros(_N), "float32"), self.put(np.zeros(_N), "float32"), _values(0, _N).astype(np.float32)
+        self.s.driver.host_func(self.stream, lambda: time.sleep(_LATE_S))
+        self.s.upload(send, values.view(np.uint8), self.stream, self.device)
+        self.s.driver.comm_all_reduce(self.comm, send, recv, _N, "float32", "sum", self.stream)
+        self.expect(recv, values, "float32", "all_reduce behind a copy that is late")
+
     def quit(self) -> None:
         self.s.driver.comm_destroy(self.comm)
         self.s.expect(InvalidHandle, self.s.driver.comm_destroy, self.comm)
@@ -239,7 +250,7 @@ def _together(s: Subject, worlds: list[list[_Rank]], work: Callable[[int], None]
 
 @check(68, "comm", "X", needs=("comm",), timeout_s=60)
 def comm(s: Subject) -> None:
-    """Every collective gives exact values for one rank and for two, in place too; ranks that differ time out; abort ends."""
+    """Every collective gives exact values for one rank and more, in place too; ranks that differ time out; abort ends."""
     d = s.driver
     require(d.comm_unique_id() != d.comm_unique_id(), "two unique ids are the same")
     alone = _Rank(s, s.device, 1, 0, d.comm_unique_id())
@@ -248,6 +259,7 @@ def comm(s: Subject) -> None:
     dtypes = [dtype for dtype in taken if not s.validated or dtype in ("float32", "int32")]  # the layer above passes the same calls on
     for dtype in dtypes:
         alone.all(dtype)
+    alone.in_order()
     s.expect((ArgumentError, Unsupported), d.comm_all_reduce, alone.comm, *(alone.put(_values(0, 4), "float32"),) * 2, 4, "float32", "no such op", alone.stream)
     alone.quit()
     if s.count < 2 and not s.caps.host_access:

@@ -207,8 +207,17 @@ def _during_copy(s: Subject) -> None:
             if took > 0.004:  # shorter ones may end before the other thread wakes
                 judged += 1
                 lively += any(0.1 * took < t - began < 0.9 * took for t in list(steps))
+        many = 0
+        if not judged:  # a device of few bytes: of many short copies some must let the other thread in
+            steps.clear()
+            limit = time.monotonic() + 3
+            while not steps and time.monotonic() < limit:
+                s.driver.copy(s.device, Copy(HOST_TO_DEVICE, address, host(data), nbytes))
+                many += 1
+            lively, judged = len(steps), 1
     finally:
         sys.setswitchinterval(_SWITCH_S)
         end.set()
+    require(not many or lively, f"in {many} copies of {nbytes >> 10} KiB one after another no other thread, which wakes every 0.5 ms, could run; release the GIL")
     require(lively >= min(3, judged), f"in {lively} of {judged} copies of {nbytes >> 20} MiB another thread, which wakes every 0.5 ms, could run; "
             "release the GIL")
