@@ -148,6 +148,13 @@ def ops_list(as_json: bool = typer.Option(False, "--json", help="One JSON list, 
              "yes" if r["grad"] else "-", ", ".join(r["aten"][:2])] for r in rows])
 
 
+@ops_app.command("page")
+def ops_page() -> None:
+    """Print docs/operators.md: every operator in one page of Markdown."""
+    from .operators_page import page
+    print(page(), end="")
+
+
 def _said(budget: Any) -> str:
     """A budget's class and numbers; what is worked out from a call's shapes is named, not printed as a function."""
     fields = [(f.name, getattr(budget, f.name)) for f in dataclasses.fields(budget)]
