@@ -26,79 +26,87 @@ static inline int64_t bag_offset(const bag_job *job, int64_t bag) {
 
 #define PREFETCH_BYTES 512 /* of the next row: what is longer is found by the processor itself */
 
-#define DEFINE_BAG(NAME, T, A, LOAD, STORE)                                                                  \
-  /* Rows first .. last of a bag, n columns from column `from` on, added up. */                              \
-  static void sum_##NAME(const bag_job *job, int64_t first, int64_t last, int64_t from, int64_t n, A *sum) { \
-    const haian_tensor *weight = job->weight;                                                                \
-    int64_t ws = weight->stride[1], is = job->indices->stride[0], ahead = n * (int64_t)sizeof(T);            \
-    if (ahead > PREFETCH_BYTES) ahead = PREFETCH_BYTES;                                                      \
-    for (int64_t c = 0; c < n; c++) sum[c] = 0;                                                              \
-    for (int64_t i = first; i < last; i++) {                                                                 \
-      int64_t row = index_at(job->indices->data, i * is, job->wide);                                         \
-      if (i + 2 < job->indices->numel && ws == 1) { /* also of the next bag */                               \
-        int64_t next = index_at(job->indices->data, (i + 2) * is, job->wide);                                \
-        const char *w = (const char *)((const T *)weight->data + next * weight->stride[0] + from);           \
-        for (int64_t b = 0; b < ahead; b += 64) __builtin_prefetch(w + b);                                   \
-      }                                                                                                      \
-      if (row == job->padding) continue;                                                                     \
-      const T *w = (const T *)weight->data + row * weight->stride[0] + from * ws;                            \
-      if (job->scale || ws != 1) {                                                                           \
-        A scale = job->scale ? (A)LOAD(((const T *)job->scale->data)[i * job->scale->stride[0]]) : (A)1;     \
-        for (int64_t c = 0; c < n; c++) sum[c] += scale * (A)LOAD(w[c * ws]);                                \
-      } else {                                                                                               \
-        for (int64_t c = 0; c < n; c++) sum[c] += (A)LOAD(w[c]);                                             \
-      }                                                                                                      \
-    }                                                                                                        \
-  }                                                                                                          \
-  /* The largest of them, and the first row that has it. */                                                  \
-  static void max_##NAME(const bag_job *job, int64_t first, int64_t last, int64_t from, int64_t n, A *sum,   \
-                         int64_t *best) {                                                                    \
-    const haian_tensor *weight = job->weight;                                                                \
-    int64_t ws = weight->stride[1], is = job->indices->stride[0];                                            \
-    bool empty = true;                                                                                       \
-    for (int64_t c = 0; c < n; c++) sum[c] = 0, best[c] = -1;                                                \
-    for (int64_t i = first; i < last; i++) {                                                                 \
-      int64_t row = index_at(job->indices->data, i * is, job->wide);                                         \
-      if (row == job->padding) continue;                                                                     \
-      const T *w = (const T *)weight->data + row * weight->stride[0] + from * ws;                            \
-      for (int64_t c = 0; c < n; c++) {                                                                      \
-        A v = (A)LOAD(w[c * ws]);                                                                            \
-        bool more = empty || v > sum[c];                                                                     \
-        sum[c] = more ? v : sum[c];                                                                          \
-        best[c] = more ? row : best[c];                                                                      \
-      }                                                                                                      \
-      empty = false;                                                                                         \
-    }                                                                                                        \
-  }                                                                                                          \
-  static void bag_##NAME(void *ctx, int64_t lo, int64_t hi) {                                                \
-    const bag_job *job = ctx;                                                                                \
-    const haian_tensor *out = job->out[0], *top = job->out[3];                                               \
-    int64_t columns = job->weight->shape[1], is = job->indices->stride[0], ys = out->stride[1];              \
-    A sum[BLOCK];                                                                                            \
-    int64_t best[BLOCK];                                                                                     \
-    for (; lo < hi; lo++) {                                                                                  \
-      int64_t first = bag_offset(job, lo), last = bag_offset(job, lo + 1), count = 0;                        \
-      for (int64_t i = first; i < last; i++) {                                                               \
-        count += index_at(job->indices->data, i * is, job->wide) != job->padding;                            \
-        store_index(job->out[1], i * job->out[1]->stride[0], lo);                                            \
-      }                                                                                                      \
-      store_index(job->out[2], lo * job->out[2]->stride[0], count);                                          \
-      for (int64_t from = 0; from < columns; from += BLOCK) {                                                \
-        int64_t n = columns - from < BLOCK ? columns - from : BLOCK;                                         \
-        if (job->mode == BAG_MAX) max_##NAME(job, first, last, from, n, sum, best);                          \
-        else sum_##NAME(job, first, last, from, n, sum);                                                     \
-        if (job->mode == BAG_MEAN && count)                                                                  \
-          for (int64_t c = 0; c < n; c++) sum[c] /= (A)count;                                                \
-        T *y = (T *)out->data + lo * out->stride[0] + from * ys;                                             \
-        if (ys == 1)                                                                                         \
-          for (int64_t c = 0; c < n; c++) y[c] = (T)STORE(sum[c]);                                           \
-        else                                                                                                 \
-          for (int64_t c = 0; c < n; c++) y[c * ys] = (T)STORE(sum[c]);                                      \
-        if (job->mode == BAG_MAX)                                                                            \
-          for (int64_t c = 0; c < n; c++)                                                                    \
-            store_index(top, lo * top->stride[0] + (from + c) * top->stride[1], best[c]);                    \
-      }                                                                                                      \
-    }                                                                                                        \
+#define DEFINE_BAG(NAME, T, A, LOAD, STORE)                                                                            \
+  /* Rows first .. last of a bag, n columns from column `from` on, added up. */                                        \
+  static void sum_##NAME(const bag_job *job, int64_t first, int64_t last, int64_t from, int64_t n, A *sum) {           \
+    const haian_tensor *weight = job->weight;                                                                          \
+    int64_t ws = weight->stride[1], is = job->indices->stride[0], ahead = n * (int64_t)sizeof(T);                      \
+    if (ahead > PREFETCH_BYTES) ahead = PREFETCH_BYTES;                                                                \
+    const T *some[4];                                                                                                  \
+    int waiting = 0;                                                                                                   \
+    for (int64_t c = 0; c < n; c++) sum[c] = 0;                                                                        \
+    for (int64_t i = first; i < last; i++) {                                                                           \
+      int64_t row = index_at(job->indices->data, i * is, job->wide);                                                   \
+      if (i + 2 < job->indices->numel && ws == 1) { /* also of the next bag */                                         \
+        int64_t next = index_at(job->indices->data, (i + 2) * is, job->wide);                                          \
+        const char *w = (const char *)((const T *)weight->data + next * weight->stride[0] + from);                     \
+        for (int64_t b = 0; b < ahead; b += 64) __builtin_prefetch(w + b);                                             \
+      }                                                                                                                \
+      if (row == job->padding) continue;                                                                               \
+      const T *w = (const T *)weight->data + row * weight->stride[0] + from * ws;                                      \
+      if (job->scale || ws != 1) {                                                                                     \
+        A scale = job->scale ? (A)LOAD(((const T *)job->scale->data)[i * job->scale->stride[0]]) : (A)1;               \
+        for (int64_t c = 0; c < n; c++) sum[c] += scale * (A)LOAD(w[c * ws]);                                          \
+        continue;                                                                                                      \
+      }                                                                                                                \
+      some[waiting++] = w;                                                                                             \
+      if (waiting < 4) continue; /* four rows a pass over the sums, in their order */                                  \
+      for (int64_t c = 0; c < n; c++)                                                                                  \
+        sum[c] = (((sum[c] + (A)LOAD(some[0][c])) + (A)LOAD(some[1][c])) + (A)LOAD(some[2][c])) + (A)LOAD(some[3][c]); \
+      waiting = 0;                                                                                                     \
+    }                                                                                                                  \
+    for (int k = 0; k < waiting; k++)                                                                                  \
+      for (int64_t c = 0; c < n; c++) sum[c] += (A)LOAD(some[k][c]);                                                   \
+  }                                                                                                                    \
+  /* The largest of them, and the first row that has it. */                                                            \
+  static void max_##NAME(const bag_job *job, int64_t first, int64_t last, int64_t from, int64_t n, A *sum,             \
+                         int64_t *best) {                                                                              \
+    const haian_tensor *weight = job->weight;                                                                          \
+    int64_t ws = weight->stride[1], is = job->indices->stride[0];                                                      \
+    bool empty = true;                                                                                                 \
+    for (int64_t c = 0; c < n; c++) sum[c] = 0, best[c] = -1;                                                          \
+    for (int64_t i = first; i < last; i++) {                                                                           \
+      int64_t row = index_at(job->indices->data, i * is, job->wide);                                                   \
+      if (row == job->padding) continue;                                                                               \
+      const T *w = (const T *)weight->data + row * weight->stride[0] + from * ws;                                      \
+      for (int64_t c = 0; c < n; c++) {                                                                                \
+        A v = (A)LOAD(w[c * ws]);                                                                                      \
+        bool more = empty || v > sum[c];                                                                               \
+        sum[c] = more ? v : sum[c];                                                                                    \
+        best[c] = more ? row : best[c];                                                                                \
+      }                                                                                                                \
+      empty = false;                                                                                                   \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  static void bag_##NAME(void *ctx, int64_t lo, int64_t hi) {                                                          \
+    const bag_job *job = ctx;                                                                                          \
+    const haian_tensor *out = job->out[0], *top = job->out[3];                                                         \
+    int64_t columns = job->weight->shape[1], is = job->indices->stride[0], ys = out->stride[1];                        \
+    A sum[BLOCK];                                                                                                      \
+    int64_t best[BLOCK];                                                                                               \
+    for (; lo < hi; lo++) {                                                                                            \
+      int64_t first = bag_offset(job, lo), last = bag_offset(job, lo + 1), count = 0;                                  \
+      for (int64_t i = first; i < last; i++) {                                                                         \
+        count += index_at(job->indices->data, i * is, job->wide) != job->padding;                                      \
+        store_index(job->out[1], i * job->out[1]->stride[0], lo);                                                      \
+      }                                                                                                                \
+      store_index(job->out[2], lo * job->out[2]->stride[0], count);                                                    \
+      for (int64_t from = 0; from < columns; from += BLOCK) {                                                          \
+        int64_t n = columns - from < BLOCK ? columns - from : BLOCK;                                                   \
+        if (job->mode == BAG_MAX) max_##NAME(job, first, last, from, n, sum, best);                                    \
+        else sum_##NAME(job, first, last, from, n, sum);                                                               \
+        if (job->mode == BAG_MEAN && count)                                                                            \
+          for (int64_t c = 0; c < n; c++) sum[c] /= (A)count;                                                          \
+        T *y = (T *)out->data + lo * out->stride[0] + from * ys;                                                       \
+        if (ys == 1)                                                                                                   \
+          for (int64_t c = 0; c < n; c++) y[c] = (T)STORE(sum[c]);                                                     \
+        else                                                                                                           \
+          for (int64_t c = 0; c < n; c++) y[c * ys] = (T)STORE(sum[c]);                                                \
+        if (job->mode == BAG_MAX)                                                                                      \
+          for (int64_t c = 0; c < n; c++)                                                                              \
+            store_index(top, lo * top->stride[0] + (from + c) * top->stride[1], best[c]);                              \
+      }                                                                                                                \
+    }                                                                                                                  \
   }
 DEFINE_BAG(f16, uint16_t, float, haian_f16_load, haian_f16_store)
 DEFINE_BAG(bf16, uint16_t, float, haian_bf16_load, haian_bf16_store)

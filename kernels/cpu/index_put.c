@@ -330,6 +330,90 @@ static void put_terms(put_job *job, put_term *terms, int64_t *start, const int64
                      accumulate ? putters[out->dtype] : put_last, job);
 }
 
+/* Terms one after another: y[to[i] + c * ys] = or += values[places + c * ss].  For rows too short for sorting to pay. */
+#define DEFINE_SERIAL(NAME, T, PUT)                                                                                 \
+  static void serial_##NAME(void *y_, const int64_t *to, int64_t count, int64_t n, int64_t ys, const void *values_, \
+                            const haian_walk *places, int64_t ss) {                                                 \
+    T *y = y_;                                                                                                      \
+    const T *values = values_;                                                                                      \
+    haian_place place;                                                                                              \
+    haian_place_seek(&place, places, places->ndim, 0);                                                              \
+    for (int64_t i = 0; i < count; i++, haian_place_next(&place, places, places->ndim)) {                           \
+      T *a = y + to[i];                                                                                             \
+      const T *v = values + place.offset[0];                                                                        \
+      for (int64_t c = 0; c < n; c++) a[c * ys] = (T)PUT(a[c * ys], v[c * ss]);                                     \
+    }                                                                                                               \
+  }
+#define PUT_LAST(a, v) (v)
+DEFINE_SERIAL(bits1, bits1, PUT_LAST)
+DEFINE_SERIAL(bits2, bits2, PUT_LAST)
+DEFINE_SERIAL(bits4, bits4, PUT_LAST)
+DEFINE_SERIAL(bits8, bits8, PUT_LAST)
+DEFINE_SERIAL(add_bool, uint8_t, ADD_BOOL)
+DEFINE_SERIAL(add_i8, uint8_t, ADD_NUMBER)
+DEFINE_SERIAL(add_i16, uint16_t, ADD_NUMBER)
+DEFINE_SERIAL(add_i32, uint32_t, ADD_NUMBER)
+DEFINE_SERIAL(add_i64, uint64_t, ADD_NUMBER)
+DEFINE_SERIAL(add_f32, float, ADD_NUMBER)
+DEFINE_SERIAL(add_f64, double, ADD_NUMBER)
+
+typedef void (*serial_body)(void *, const int64_t *, int64_t, int64_t, int64_t, const void *, const haian_walk *,
+                            int64_t);
+/* NULL: float16 and bfloat16, whose sums are rounded once and so need all terms of a place together; complex128 */
+static serial_body serial_of(const haian_tensor *out, bool accumulate) {
+  static const serial_body adders[HAIAN_DTYPE_END] = {
+      [HAIAN_BOOL] = serial_add_bool, [HAIAN_U8] = serial_add_i8,   [HAIAN_I8] = serial_add_i8,
+      [HAIAN_I16] = serial_add_i16,   [HAIAN_I32] = serial_add_i32, [HAIAN_I64] = serial_add_i64,
+      [HAIAN_F32] = serial_add_f32,   [HAIAN_F64] = serial_add_f64,
+  };
+  if (accumulate) return adders[out->dtype];
+  switch (haian_itemsize(out->dtype)) {
+    case 1:
+      return serial_bits1;
+    case 2:
+      return serial_bits2;
+    case 4:
+      return serial_bits4;
+    case 8:
+      return serial_bits8;
+    default:
+      return NULL;
+  }
+}
+
+#define SERIAL_BYTES 32 /* of a row: below, sorting a term (about 100 ns) costs more than storing it */
+
+/* Whether the call is one of those, and then done: rows of one axis at most, few bytes long. */
+static bool put_serially(const picks *p, const haian_tensor *x, const haian_tensor *values, const int64_t *value_steps,
+                         bool accumulate, const haian_tensor *out, int32_t *status) {
+  haian_walk rest = {.tensors = 2}, places = {.ndim = p->ndim, .tensors = 1};
+  for (int k = 0; k < p->rest; k++) {
+    rest.shape[rest.ndim] = out->shape[p->rest_axis[k]];
+    rest.stride[rest.ndim][0] = out->stride[p->rest_axis[k]];
+    rest.stride[rest.ndim++][1] = value_steps[k < p->at ? k : k + p->ndim];
+  }
+  haian_walk_merge(&rest);
+  serial_body body = serial_of(out, accumulate);
+  int64_t n = rest.ndim ? rest.shape[0] : 1, step[HAIAN_MAX_RANK];
+  if (!body || rest.ndim > 1 || n * haian_itemsize(out->dtype) > SERIAL_BYTES) return false;
+  for (int i = 0; i < p->n; i++) step[i] = out->stride[p->axis[i]];
+  for (int k = 0; k < p->ndim; k++) {
+    places.shape[k] = p->shape[k];
+    places.stride[k][0] = value_steps[p->at + k];
+  }
+  haian_walk_merge(&places);
+  int64_t *to = offsets_of(p, x, step);
+  if (!to) {
+    *status = haian_fail(HAIAN_OUT_OF_MEMORY, "index_put: no memory for %lld offsets", (long long)p->count);
+    return true;
+  }
+  copy_tensor(out, x);
+  body(out->data, to, p->count, n, rest.ndim ? rest.stride[0][0] : 0, values->data, &places,
+       rest.ndim ? rest.stride[0][1] : 0);
+  free(to);
+  return true;
+}
+
 static int32_t run_index_put(const haian_args *args) {
   static const char op[] = "index_put";
   HAIAN_REQUIRE(
@@ -366,6 +450,8 @@ static int32_t run_index_put(const haian_args *args) {
     copy_tensor(out, x);
     return HAIAN_OK;
   }
+  int32_t status = HAIAN_OK;
+  if (put_serially(&p, x, values, value_steps, accumulate, out, &status)) return status;
   int64_t *keys = offsets_of(&p, x, step), *start = malloc((size_t)(p.count + 1) * sizeof *start);
   put_term *terms = malloc(2 * (size_t)p.count * sizeof *terms);
   bool memory = keys && start && terms;

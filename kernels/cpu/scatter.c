@@ -94,8 +94,9 @@ static void put_columns(void *ctx, int64_t lo, int64_t hi) {
 
 #define TERM_SUM *a = (A_)(1u * *a + v)
 #define TERM_PROD *a = (A_)(1u * *a * v)
-#define TERM_MAX *a = (S_)v > (S_) * a || v != v ? v : *a
-#define TERM_MIN *a = (S_)v < (S_) * a || v != v ? v : *a
+/* | and no branch: half of them would be mispredicted */
+#define TERM_MAX *a = ((S_)v > (S_)(*a)) | (v != v) ? v : *a
+#define TERM_MIN *a = ((S_)v < (S_)(*a)) | (v != v) ? v : *a
 #define TERM_START *a = identity
 #define TERM_COUNT count[k * columns + c]++
 /* BODY for every term: k its place, c its column, a the accumulator, v the value. */
@@ -119,7 +120,7 @@ static void put_columns(void *ctx, int64_t lo, int64_t hi) {
       const T_ *restrict s = source + r * l.source_row;                                               \
       for (int64_t i = 0; i < l.n; i++) {                                                             \
         A_ *a = row + i, v = (A_)LOAD_(s[i]);                                                         \
-        BODY;                                                                                         \
+        (void)v, BODY;                                                                                \
       }                                                                                               \
     }                                                                                                 \
   } while (0)
@@ -149,18 +150,30 @@ static void put_columns(void *ctx, int64_t lo, int64_t hi) {
                          : reduce == REDUCE_AMAX ? (A)(LEAST)                                                     \
                          : reduce == REDUCE_AMIN ? (A)(MOST)                                                      \
                                                  : (A)0;                                                          \
-      ALL_TERMS(TERM_START);                                                                                      \
+      TERMS(TERM_START);                                                                                          \
     }                                                                                                             \
     if (reduce == REDUCE_PROD) TERMS(TERM_PROD);                                                                  \
     else if (reduce == REDUCE_AMAX) TERMS(TERM_MAX);                                                              \
     else if (reduce == REDUCE_AMIN) TERMS(TERM_MIN);                                                              \
     else TERMS(TERM_SUM);                                                                                         \
     if (!count) return;                                                                                           \
-    memset(count, 0, (size_t)(job->size * columns) * sizeof *count);                                              \
-    ALL_TERMS(TERM_COUNT);                                                                                        \
-    for (int64_t k = 0; k < job->size * columns; k++) {                                                           \
-      A *a = to + k / columns * to_stride + k % columns * to_step;                                                \
-      if (count[k]) *a = (A)DIVIDE((S) * a, (int64_t)count[k] + job->include_self);                               \
+    if (rows_apart) { /* all columns of a place have met as many terms */                                         \
+      memset(count, 0, (size_t)job->size * sizeof *count);                                                        \
+      for (int64_t r = 0; r < l.rows; r++) count[index_at(job->index, index + r * l.index_row, job->wide)]++;     \
+    } else {                                                                                                      \
+      memset(count, 0, (size_t)(job->size * columns) * sizeof *count);                                            \
+      ALL_TERMS(TERM_COUNT);                                                                                      \
+    }                                                                                                             \
+    for (int64_t k = 0; k < job->size; k++) {                                                                     \
+      A *row = to + k * to_stride;                                                                                \
+      if (rows_apart) {                                                                                           \
+        int64_t n = (int64_t)count[k] + job->include_self;                                                        \
+        for (int64_t c = 0; c < columns && count[k]; c++) row[c] = (A)DIVIDE((S)row[c], n);                       \
+      } else {                                                                                                    \
+        const uint32_t *met = count + k * columns;                                                                \
+        for (int64_t c = 0; c < columns; c++)                                                                     \
+          if (met[c]) row[c * to_step] = (A)DIVIDE((S)row[c * to_step], (int64_t)met[c] + job->include_self);     \
+      }                                                                                                           \
     }                                                                                                             \
   }                                                                                                               \
   /* Units: groups of neighbouring columns. */                                                                    \

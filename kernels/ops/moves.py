@@ -216,7 +216,7 @@ _REPEATS = _of((("vector", (5,), (3,)), ("scalar", (), (4,)), ("more_axes", (3, 
                 ("none", (2, 3), (1, 1)), ("zero", (2, 3), (0, 2)), ("nothing", (0, 3), (2, 2)), ("past_tile", (2, 1025), (2, 2)),
                 ("many_axes", (2, 2, 2, 2, 2), (2, 2, 2, 2, 2))), "repeats") + [
     Sample("query_tokens", (In((1, 32, 768)),), {"repeats": (8, 1, 1)}, "BLIP-2 query tokens, batch 8", "inference", ("full", "vision"))]
-_INTERLEAVES = _of((("vector", (5,), 3, 0), ("flat", (3, 4), 2, None), ("scalar", (), 3, 0), ("rows", (3, 5), 4, 0), ("columns", (3, 5), 2, -1),
+_INTERLEAVES = _of((("vector", (5,), 3, 0), ("fourfold", (7,), 4, -1), ("flat", (3, 4), 2, None), ("scalar", (), 3, 0), ("rows", (3, 5), 4, 0), ("columns", (3, 5), 2, -1),
                     ("inner", (2, 3, 4), 3, 1), ("zero", (2, 3), 0, 0), ("once", (2, 3), 1, 1), ("nothing", (0, 3), 2, 1),
                     ("eight_axes", (2,) * 8, 2, 3), ("eight_flat", (2,) * 8, 2, None), ("past_tile", (2, 1025), 2, 1)),
                    "repeats", "dim") + [

@@ -535,7 +535,7 @@ def _put_samples() -> list[Sample]:
                 values = (values[0], 1)
             made.append(Sample(f"{n}_added" if accumulate else n, (In(x), In(values), *tensors), {"accumulate": accumulate}))
     many = ((700,), (700,))  # more terms than one pass of the sort tells apart: 2400 places
-    made.append(Sample("many", (In((60, 40)), In((700,)), *_index_tensors((60, 40), many)), {"accumulate": True}))
+    made.append(Sample("many", (In((60, 40, 9)), In((700, 9)), *_index_tensors((60, 40, 9), many)), {"accumulate": True}))
     kv = _index_tensors(_KV[1], _KV[2])
     return [*made, Sample("paged_keys", (In(_KV[1]), In((16, 32, 128)), *kv), {"accumulate": False}, _KV[0], "inference", ("full", "llm"))]
 
