@@ -9,8 +9,10 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -420,9 +422,10 @@ def test_the_meeting_place_is_private_and_left_clean(tmp_path, monkeypatch):
     token = Communicator.unique_id()
     assert len(token) <= 128
     assert len(_sockets(comms[0])) == 4 and all(not s.getsockname() or not os.path.exists(s.getsockname()) for s in _sockets(comms[0]))
-    left = base / ("ab" * 16)
-    left.mkdir(mode=0o700)  # as a rank killed while meeting leaves it
-    (left / "0").touch()
+    left, lock = host._room(base, "ab" * 16)  # as a rank killed while meeting leaves it
+    os.close(lock)
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(left / "0"))
     place, lock = host._room(base, "cd" * 16)
     assert not left.exists() and place.exists()
     host._sweep(base, "")
@@ -436,6 +439,74 @@ def test_the_meeting_place_is_private_and_left_clean(tmp_path, monkeypatch):
     wide.chmod(0o755)
     with pytest.raises(PermissionRefused, match="this user alone"):
         host._private(wide)
+
+
+def test_an_id_removes_nothing(tmp_path, monkeypatch):
+    """A made-up id and one cut short name folders that are the user's own: nothing is made or removed there."""
+    mine = tmp_path / "victim"
+    (mine / "thesis" / "chapters").mkdir(parents=True)
+    mine.chmod(0o700)
+    token = Communicator.unique_id()
+    with tempfile.TemporaryDirectory(prefix="run", dir="/tmp") as short:  # as /run/user/1000: others keep folders there
+        (Path(short) / "systemd" / "units").mkdir(parents=True)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", short)
+        cut = Communicator.unique_id()
+        assert cut[40:] == f"{short}/haian".encode()
+        for wrong in (token[:40] + os.fsencode(mine), cut[:-6], cut[:-1], cut + b"/x", token[:40], token[:40] + b".."):
+            with pytest.raises(ArgumentError, match="where this user's ranks do not meet"):
+                Communicator("cpu", 2, 0, wrong, timeout_s=0.1)
+        assert sorted(os.listdir(short)) == ["haian", "systemd"] and (Path(short) / "systemd" / "units").exists()
+    assert [p.name for p in mine.rglob("*")] == ["thesis", "chapters"]
+
+
+def test_the_sweep_takes_only_what_ranks_made(tmp_path):
+    base = tmp_path / "b"
+    base.mkdir(mode=0o700)
+    kept = []
+    for name, files, mark in (("notes", (), True), ("ranks-" + "0" * 31, (), True), ("ranks-" + "1" * 32, (), False),
+                              ("ranks-" + "2" * 32, ("letter.txt",), True), ("ranks-" + "3" * 32, ("0",), True), ("a" * 32, (), True)):
+        (base / name).mkdir()
+        for file in (*files, *([host._MARK] if mark else [])):
+            (base / name / file).touch()
+            kept.append(base / name / file)
+        kept.append(base / name)
+    (base / "elsewhere").mkdir()
+    (base / "elsewhere" / host._MARK).touch()
+    (base / ("ranks-" + "4" * 32)).symlink_to(base / "elsewhere")
+    (base / ("ranks-" + "5" * 32)).mkdir()
+    (base / ("ranks-" + "5" * 32) / host._MARK).touch()
+    host._sweep(base, "")
+    assert all(p.exists() for p in (*kept, base / "elsewhere" / host._MARK, base / ("ranks-" + "4" * 32)))
+    assert not (base / ("ranks-" + "5" * 32)).exists()
+
+
+def test_the_driver_refuses_what_no_communicator_has():
+    """World, rank, root, peer, count and dtype out of range are one line each, and the communicator lives on."""
+    driver = CpuDriver()
+    driver.init()
+    token = driver.comm_unique_id()
+    for world, rank in ((0, 0), (-3, 0), (1, 5), (1, -1), (2, 2), ("2", 0), (1 << 40, 0)):
+        with pytest.raises(ArgumentError, match="comm_init: (world|rank)"):
+            driver.comm_init(0, world, rank, token)
+    comm = driver.comm_init(0, 1, 0, token)
+    a = np.arange(4, dtype=np.float32)
+    at = a.ctypes.data
+    for call in (lambda n, d: driver.comm_all_reduce(comm, at, at, n, d, "sum", 0), lambda n, d: driver.comm_all_gather(comm, at, at, n, d, 0),
+                 lambda n, d: driver.comm_reduce_scatter(comm, at, at, n, d, "sum", 0), lambda n, d: driver.comm_broadcast(comm, at, at, n, d, 0, 0),
+                 lambda n, d: driver.comm_send(comm, at, n, d, 0, 0), lambda n, d: driver.comm_recv(comm, at, n, d, 0, 0)):
+        with pytest.raises(ArgumentError, match="with count -1; needs"):
+            call(-1, "float32")
+        with pytest.raises(ArgumentError, match="with dtype 'float33'; one of"):
+            call(4, "float33")
+    for call in (lambda r: driver.comm_broadcast(comm, at, at, 4, "float32", r, 0), lambda r: driver.comm_send(comm, at, 4, "float32", r, 0),
+                 lambda r: driver.comm_recv(comm, at, 4, "float32", r, 0)):
+        for rank in (-1, 1):
+            with pytest.raises(ArgumentError, match="needs a rank from 0 to 0"):
+                call(rank)
+    driver.comm_all_reduce(comm, at, at, 4, "float32", "sum", 0)
+    driver.comm_async_error(comm)
+    driver.comm_destroy(comm)
+    assert a.tolist() == [0, 1, 2, 3]
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------
@@ -483,7 +554,7 @@ def test_processes_and_a_rank_that_is_killed(tmp_path):
     for r in (0, 2):
         seconds, text = (tmp_path / f"{r}.txt").read_text().split(" ", 1)
         assert float(seconds) < 15 and "rank 1 died" in text
-    assert not (host._folder() / token[8:24].hex()).exists()
+    assert not (host._folder() / f"ranks-{token[8:24].hex()}").exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -11,9 +11,9 @@ import fcntl
 import hashlib
 import mmap
 import os
+import re
 import secrets
 import select
-import shutil
 import socket
 import stat
 import struct
@@ -72,6 +72,9 @@ class HostCommunicators:
 
     def comm_init(self, device: int, world: int, rank: int, unique_id: bytes) -> int:
         self._check(device)
+        for what, value, least, above in (("world", world, 1, 1 << 31), ("rank", rank, 0, world)):
+            if not isinstance(value, int) or not least <= value < above:
+                raise ArgumentError(f"cpu: comm_init: {what} {value!r}; needs a whole number from {least} to {above - 1}")
         return self._handles.add(_Ranks(world, rank, unique_id, timeout_s()))
 
     def comm_destroy(self, comm: int) -> None:
@@ -84,24 +87,27 @@ class HostCommunicators:
         self._handles.get(comm, _Ranks).look()
 
     def comm_all_reduce(self, comm: int, send: int, recv: int, count: int, dtype: str, op: str, stream: int) -> None:
-        check_reduction(op, BY_NAME[dtype])
-        self._queue(comm, stream, partial(_Ranks.all_reduce, count=count, kind=BY_NAME[dtype], op=op), send, recv)
+        check_reduction(op, kind := _kind(dtype))
+        self._queue(comm, stream, partial(_Ranks.all_reduce, count=_whole(count), kind=kind, op=op), send, recv)
 
     def comm_all_gather(self, comm: int, send: int, recv: int, count: int, dtype: str, stream: int) -> None:
-        self._queue(comm, stream, partial(_Ranks.all_gather, count=count, kind=BY_NAME[dtype]), send, recv)
+        self._queue(comm, stream, partial(_Ranks.all_gather, count=_whole(count), kind=_kind(dtype)), send, recv)
 
     def comm_reduce_scatter(self, comm: int, send: int, recv: int, count: int, dtype: str, op: str, stream: int) -> None:
-        check_reduction(op, BY_NAME[dtype])
-        self._queue(comm, stream, partial(_Ranks.reduce_scatter, count=count, kind=BY_NAME[dtype], op=op), send, recv)
+        check_reduction(op, kind := _kind(dtype))
+        self._queue(comm, stream, partial(_Ranks.reduce_scatter, count=_whole(count), kind=kind, op=op), send, recv)
 
     def comm_broadcast(self, comm: int, send: int, recv: int, count: int, dtype: str, root: int, stream: int) -> None:
-        self._queue(comm, stream, partial(_Ranks.broadcast, count=count, kind=BY_NAME[dtype], root=root), send, recv)
+        self._rank(comm, "broadcast from root", root)
+        self._queue(comm, stream, partial(_Ranks.broadcast, count=_whole(count), kind=_kind(dtype), root=root), send, recv)
 
     def comm_send(self, comm: int, send: int, count: int, dtype: str, peer: int, stream: int) -> None:
-        self._queue(comm, stream, (True, peer, count, BY_NAME[dtype]), send, 0)
+        self._rank(comm, "send to", peer)
+        self._queue(comm, stream, (True, peer, _whole(count), _kind(dtype)), send, 0)
 
     def comm_recv(self, comm: int, recv: int, count: int, dtype: str, peer: int, stream: int) -> None:
-        self._queue(comm, stream, (False, peer, count, BY_NAME[dtype]), 0, recv)
+        self._rank(comm, "receive from", peer)
+        self._queue(comm, stream, (False, peer, _whole(count), _kind(dtype)), 0, recv)
 
     def comm_group_begin(self, comm: int) -> None:
         ranks = self._handles.get(comm, _Ranks)
@@ -120,6 +126,11 @@ class HostCommunicators:
         if calls:
             self._do(ranks.device, calls[0][0], _Calls(ranks, [c[1:] for c in calls]))
 
+    def _rank(self, comm: int, what: str, rank: int) -> None:
+        world = self._handles.get(comm, _Ranks).world
+        if not isinstance(rank, int) or not 0 <= rank < world:
+            raise ArgumentError(f"cpu: {what} {rank!r}; needs a rank from 0 to {world - 1}")
+
     def _queue(self, comm: int, stream: int, call: Any, send: int, recv: int) -> None:
         """``call``: a collective of _Ranks, or (whether it is a send, peer, count, dtype) of a message."""
         ranks = self._handles.get(comm, _Ranks)
@@ -128,6 +139,20 @@ class HostCommunicators:
             ranks.group.append((stream, *entry))
         else:
             self._do(ranks.device, stream, _Calls(ranks, [entry]))
+
+
+def _kind(dtype: str) -> DType:
+    found = BY_NAME.get(dtype)
+    if found is None:
+        raise ArgumentError(f"cpu: a communicator's call with dtype {dtype!r}; one of {', '.join(BY_NAME)}")
+    return found
+
+
+def _whole(count: int) -> int:
+    """Refused before it is queued: in the queue it would break the communicator."""
+    if not isinstance(count, int) or not 0 <= count < 1 << 63:
+        raise ArgumentError(f"cpu: a communicator's call with count {count!r}; needs a whole number, 0 or more")
+    return count
 
 
 class _Calls(Work):
@@ -188,6 +213,9 @@ class _Ranks:
         if machine != _machine():
             raise ArgumentError(f"{self!r}: the id was made on another machine; use Communicator.mpi across machines")
         base = Path(os.fsdecode(unique_id[_ID.size:].rstrip(b"\0")))
+        if base not in _bases():
+            raise ArgumentError(f"{self!r}: the id names the folder {str(base)!r}, where this user's ranks do not meet "
+                                f"({', '.join(map(str, _bases()))}); pass it on whole, or set the same XDG_RUNTIME_DIR for all ranks")
         deadline = time.monotonic() + self.limit_s
         place, lock = _room(base, token.hex())
         sockets: dict[tuple[int, int], socket.socket] = {}  # (rank, channel)
@@ -229,8 +257,10 @@ class _Ranks:
                 os.close(memory)
             with suppress(OSError):
                 os.unlink(place / str(self.rank))
-            with suppress(OSError):  # the last one succeeds
-                os.rmdir(place)
+            with suppress(OSError):  # the last one finds only the mark
+                if os.listdir(place) == [_MARK]:
+                    os.unlink(place / _MARK)
+                    os.rmdir(place)
             os.close(lock)
 
     def _drop(self, sockets: dict[tuple[int, int], socket.socket]) -> None:
@@ -659,10 +689,22 @@ def _machine() -> bytes:
     return hashlib.sha256(boot + socket.gethostname().encode()).digest()[:16]
 
 
-def _folder() -> Path:
-    """The user's private folder, 0700; short enough for a socket's name, whose limit is 104 bytes or more."""
+_MARK = "haian-ranks"  # a file in each room that says who made it
+_ROOM = re.compile("ranks-[0-9a-f]{32}")
+
+
+def _bases() -> list[Path]:
+    """Folders where this user's ranks may meet, the first one for new ids; short enough for a socket's name, whose limit is 104
+    bytes or more.  No id can name another: the ranks make and remove things there."""
     run = os.environ.get("XDG_RUNTIME_DIR", "")
-    base = Path(run) / "haian" if run and len(run) < 30 and os.access(run, os.W_OK) else Path("/tmp") / f"haian-{os.getuid()}"
+    found = [Path(run) / "haian"] if os.path.isabs(run) and len(run) < 30 and os.access(run, os.W_OK) else []
+    found += [Path("/tmp") / f"haian-{os.getuid()}", Path(f"/run/user/{os.getuid()}/haian")]  # what ranks without the variable use, and with it
+    return list(dict.fromkeys(found))
+
+
+def _folder() -> Path:
+    """The user's private folder, 0700."""
+    base = _bases()[0]
     _private(base)
     return base
 
@@ -675,36 +717,51 @@ def _private(path: Path) -> None:
         raise PermissionRefused(f"cpu: {path} is not a folder of this user alone; remove it, or set XDG_RUNTIME_DIR")
 
 
-def _room(base: Path, name: str) -> tuple[Path, int]:
+def _room(base: Path, token: str) -> tuple[Path, int]:
     """The folder of one communicator and a descriptor whose shared lock says that someone is in it."""
     _private(base)
-    _sweep(base, name)
-    place = base / name
+    place = base / f"ranks-{token}"
+    _sweep(base, place.name)
     while True:
         _private(place)
         try:
-            fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+            fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:  # swept in between
             continue
         fcntl.flock(fd, fcntl.LOCK_SH)
         with suppress(FileNotFoundError):
             if os.stat(place).st_ino == os.fstat(fd).st_ino:
+                os.close(os.open(_MARK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd))
                 return place, fd
         os.close(fd)
 
 
 def _sweep(base: Path, mine: str) -> None:
-    """Removes what ranks that were killed while they met have left: folders that nobody holds a lock on."""
+    """Removes what ranks that were killed while they met have left: rooms with the mark that nobody holds a lock on.
+
+    Only the mark and sockets named by a rank are removed, one by one; a folder with anything else in it stays.
+    """
     for entry in list(os.scandir(base)):
-        if entry.name == mine:
+        if entry.name == mine or not _ROOM.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
             continue
         with suppress(OSError):  # held (BlockingIOError), or gone meanwhile
-            fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY)
+            fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(entry.path, ignore_errors=True)
+                if os.fstat(fd).st_uid == os.getuid() and _ours(fd, names := os.listdir(fd)):
+                    for name in sorted(names, key=_MARK.__eq__):  # the mark last
+                        os.unlink(name, dir_fd=fd)
+                    os.rmdir(entry.path)
             finally:
                 os.close(fd)
+
+
+def _ours(folder: int, names: list[str]) -> bool:
+    """Whether a room holds the mark and beside it only sockets of ranks."""
+    def socket_of_a_rank(name: str) -> bool:
+        return name.isascii() and name.isdigit() and stat.S_ISSOCK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+
+    return _MARK in names and all(name == _MARK or socket_of_a_rank(name) for name in names)
 
 
 def _memory(nbytes: int) -> int:
