@@ -156,7 +156,7 @@ def _grids(s: Subject, work: Axpy, stream: int) -> None:
     if not work.image.grid:
         return
     kernel = d.get_kernel(work.module, work.image.grid)
-    shapes = [((5, 3, 2), 1), ((2, 3, 5), s.caps.max_threads)]
+    shapes = [((5, 3, 2), 1), ((2, 3, 5), min(2, s.caps.max_threads))]
     if not s.validated:  # the layer above passes the same launches on
         shapes += [(tuple(min(m, _BEYOND_16_BITS if m > 0xFFFF else 300) if k == i else 1 for k in range(3)), 1)  # type: ignore[misc]
                    for i, m in enumerate(s.caps.max_grid)]

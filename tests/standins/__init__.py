@@ -32,7 +32,8 @@ def driver(name: str, private: bool = False, change: Callable[[type], type] | No
     with TemporaryDirectory() as scratch:
         made = (change(cls) if change else cls)(str(shutil.copy(path, scratch) if private else path))
         made.device_count()  # opens it
-    own = {"conformance_image": (image("conform_axpy", "conform_leave"), next(iter(made.table.formats), ""), "conform_axpy", "conform_leave")}
+    names = ("conform_axpy", "conform_leave", "conform_grid", "conform_args")
+    own = {"conformance_image": (image(*names), next(iter(made.table.formats), ""), *names)}
     assumed = {k: 64 << 20 if k == "total_bytes" else v for k, v in made.table.defaults.items()}  # where the runtime cannot say
     made.table = replace(made.table, facts={**made.table.facts, "extra": own}, defaults=assumed)  # own: the HAL suite's kernels
     return made

@@ -274,9 +274,10 @@ void si_meminfo(int d, uint64_t *free_bytes, uint64_t *total) {
 /* ---- kernels -------------------------------------------------------------------------------------------------------------- */
 static const struct kernel {
   const char *name, *arguments;
-} kernels[] = {{"axpy", "ppfi"}, {"increment", "pi"},     {"geometry", "p"},     {"spin", "i"},
-               {"fault", ""},    {"conform_axpy", "ppf"}, {"conform_leave", "p"}};
-enum { AXPY, INCREMENT, GEOMETRY, SPIN, FAULT, CONFORM_AXPY, CONFORM_LEAVE, KERNELS };
+} kernels[] = {{"axpy", "ppfi"},       {"increment", "pi"},   {"geometry", "p"},
+               {"spin", "i"},          {"fault", ""},         {"conform_axpy", "ppf"},
+               {"conform_leave", "p"}, {"conform_grid", "p"}, {"conform_args", "ipfip"}};
+enum { AXPY, INCREMENT, GEOMETRY, SPIN, FAULT, CONFORM_AXPY, CONFORM_LEAVE, CONFORM_GRID, CONFORM_ARGS, KERNELS };
 
 static float as_float(uint64_t v) {
   uint32_t bits = (uint32_t)v;
@@ -299,6 +300,19 @@ static int run_kernel(const task *t) {
     float *y = (float *)reach((void *)t->values[1], 4ull * t->grid[0]), a = as_float(t->values[2]);
     if (!x || !y) return SI_FAULT;
     for (unsigned i = 0; i < t->grid[0]; i++) y[i] += a * x[i];
+  } else if (t->kernel == CONFORM_GRID) { /* once a program, however many threads it has */
+    uint64_t n = (uint64_t)t->grid[0] * t->grid[1] * t->grid[2];
+    int32_t *out = (int32_t *)reach((void *)t->values[0], 24 * n);
+    if (!out) return SI_FAULT;
+    for (uint64_t i = 0; i < n; i++, out += 6) {
+      unsigned at[3] = {(unsigned)(i % t->grid[0]), (unsigned)(i / t->grid[0] % t->grid[1]),
+                        (unsigned)(i / t->grid[0] / t->grid[1])};
+      for (int k = 0; k < 3; k++) out[k] += (int32_t)at[k], out[3 + k] += (int32_t)t->grid[k];
+    }
+  } else if (t->kernel == CONFORM_ARGS) {
+    int32_t *x = (int32_t *)reach((void *)t->values[1], 8), *y = (int32_t *)reach((void *)t->values[4], 4);
+    if (!x || !y) return SI_FAULT;
+    x[0] = (int32_t)t->values[0], x[1] = (int32_t)t->values[3], y[0] = (int32_t)t->values[2];
   } else if (t->kernel == INCREMENT) {
     uint64_t n = (uint32_t)t->values[1] < threads ? (uint32_t)t->values[1] : threads;
     int32_t *p = (int32_t *)reach((void *)t->values[0], 4 * n);
