@@ -250,7 +250,10 @@ def _together(s: Subject, worlds: list[list[_Rank]], work: Callable[[int], None]
 
 @check(68, "comm", "X", needs=("comm",), timeout_s=60)
 def comm(s: Subject) -> None:
-    """Every collective gives exact values for one rank and more, in place too; ranks that differ time out; abort ends."""
+    """Every collective gives exact values for one rank and for two, in place too; ranks that differ time out; abort ends.
+
+    And for three and four, where there are devices, or the host is one for all.
+    """
     d = s.driver
     require(d.comm_unique_id() != d.comm_unique_id(), "two unique ids are the same")
     alone = _Rank(s, s.device, 1, 0, d.comm_unique_id())

@@ -191,7 +191,7 @@ def _free_bytes(s: Subject, driver: Driver) -> int:
 
 
 class _Bystander:
-    """Memory, a stream and an event of another device, which a reset must leave alone."""
+    """Memory and a stream of another device, which a reset must leave alone."""
 
     def __init__(self, s: Subject, driver: Driver) -> None:
         self._s, self._driver, self._device, self._data = s, driver, s.other(), s.pattern(_N)

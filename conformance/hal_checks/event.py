@@ -354,7 +354,10 @@ def cross_device_wait(s: Subject) -> None:
 
 @check(57, "reuse", "S", needs=("stream", "event"))
 def reuse(s: Subject) -> None:
-    """One event is recorded ten thousand times; more events than that come and go."""
+    """One event is recorded ten thousand times.
+
+    More events than that come and go.
+    """
     stream, other, event, begin = s.stream(), s.stream(), s.event(), s.event()
     s.driver.event_record(begin, stream)
     last, waits, timed = -1, s.offers("stream_wait_event"), s.offers("event_elapsed_ns")

@@ -25,7 +25,10 @@ _LONG_S = 0.02  # of a host function whose record must be as long
 # ---- sharing ------------------------------------------------------------------------------------------------------------------
 @check(69, "ipc", "X", needs=("ipc",), timeout_s=40)
 def ipc(s: Subject) -> None:
-    """Memory exported here, of each device, is read and written by another process, and events wait there; closing twice is refused."""
+    """Memory exported here is read and written by another process; closing twice is refused.
+
+    Memory of two devices, where there are, larger than a page; events too, where they can be shared.
+    """
     handles, blocks = [], []
     for device in [s.device] + ([s.other()] if s.count > 1 else []):
         address, data = s.alloc(_SHARED, device=device), s.pattern(_SHARED)
@@ -88,7 +91,10 @@ def _open_there(factory: Callable[..., Driver], arguments: tuple, handles: list[
 # ---- profiles -----------------------------------------------------------------------------------------------------------------
 @check(70, "profile", "X", needs=("prof",))
 def profile(s: Subject) -> None:
-    """A profile has one record a piece of work of its device, each with its name, bytes and stream, and times inside the events around them."""
+    """A profile has one record a piece of work, each with a start before its end, inside the events around them.
+
+    Records are of this device's work only, and say its name, bytes, stream and time.
+    """
     d, device = s.driver, s.device
     stream = s.stream() if s.offers("stream") else 0
     address, other, data = s.alloc(_N), s.alloc(_N), s.pattern(_N)

@@ -217,7 +217,7 @@ def _queue(s: Subject, stream: int, address: int) -> np.ndarray:
 
 @check(44, "device_sync", "S", needs=("stream",))
 def device_sync(s: Subject) -> None:
-    """sync of the device waits for every stream of it, and so does sync of another device for its own."""
+    """sync of the device waits for every stream of it."""
     _syncs(s, s.device, (0, 5, _STREAMS - 1))
     if s.count > 1:
         _syncs(s, s.other(), (1,))
@@ -345,7 +345,10 @@ def many_streams(s: Subject) -> None:
 
 @check(48, "wrong_device", "S", needs=("stream", "devices>1"), exempt=True)
 def wrong_device(s: Subject) -> None:
-    """A stream of another device is refused, a kernel of another device too, and the work does not happen."""
+    """A stream of another device is refused, and the work does not happen.
+
+    So is a kernel of another device.
+    """
     other = s.other()
     stream, address = s.stream(device=other), s.alloc(_N)
     s.upload(address, np.zeros(_N, np.uint8))

@@ -22,7 +22,10 @@ _TASKS = 150  # a thread, on one stream
 
 @check(61, "parallel_memory", "C")
 def parallel_memory(s: Subject) -> None:
-    """Eight threads, on two devices where there are, allocate, copy, fill and free at once: bytes are exact and totals return."""
+    """Eight threads allocate, copy and free at once: bytes are exact and totals return.
+
+    First all on one device, then on two where there are.
+    """
     devices = [s.device, s.other()] if s.count > 1 else [s.device]
     counted = s.offers("mem_info") and not s.caps.host_access  # on the host, other processes come and go
     before = s.driver.mem_info(s.device)[0] if counted else 0
