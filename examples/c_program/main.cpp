@@ -48,8 +48,10 @@ static std::vector<float> layer(const char *device, DLDevice place) {
   need(haian_context_open(device, &c));
   std::vector<float> result;
   {
-    Tensor input(c, place, {rows, width}, x.data()), weight(c, place, {classes, width}, w.data()), one(c, place, {width}, scale.data());
-    Tensor hidden(c, place, {rows, width}), active(c, place, {rows, width}), scores(c, place, {rows, classes}), y(c, place, {rows, classes});
+    Tensor input(c, place, {rows, width}, x.data()), weight(c, place, {classes, width}, w.data()),
+        one(c, place, {width}, scale.data());
+    Tensor hidden(c, place, {rows, width}), active(c, place, {rows, width}), scores(c, place, {rows, classes}),
+        y(c, place, {rows, classes});
     need(haian_op_rms_norm(c, &input.dl, &one.dl, 1e-6, &hidden.dl));
     need(haian_op_gelu(c, &hidden.dl, HAIAN_GELU_APPROXIMATE_NONE, &active.dl));
     need(haian_op_linear(c, &active.dl, &weight.dl, nullptr, &scores.dl));
