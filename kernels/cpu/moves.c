@@ -9,6 +9,8 @@
     if (status_ != HAIAN_OK) return status_; \
   } while (0)
 
+#define MOST (1LL << 40) /* repeats and offsets: products with sizes stay below 2^63 */
+
 static int32_t need_args(const char *op, const haian_args *args, int n_in, int n_attr) {
   HAIAN_REQUIRE(args->n_in >= 1 && (n_in < 0 || args->n_in == n_in) && args->n_out == 1 && args->n_attr == n_attr,
                 HAIAN_INVALID_ARGUMENT, "%s: %d inputs, %d outputs, %d attributes; needs %d, 1, %d", op, args->n_in,
@@ -172,7 +174,8 @@ static int32_t run_repeat(const haian_args *args) {
   for (int d = 0; d < out->ndim; d++) {
     int own = d - (out->ndim - x->ndim);
     n[d] = times->v[d];
-    HAIAN_REQUIRE(n[d] >= 0, HAIAN_INVALID_ARGUMENT, "repeat: repeats has %lld; needs 0 or more", (long long)n[d]);
+    HAIAN_REQUIRE(n[d] >= 0 && n[d] < MOST, HAIAN_INVALID_ARGUMENT,
+                  "repeat: repeats has %lld; needs 0 or more, below 2^40", (long long)n[d]);
     HAIAN_REQUIRE(out->shape[d] == n[d] * (own >= 0 ? x->shape[own] : 1), HAIAN_SHAPE,
                   "repeat: out is %s; needs x's size times %lld on axis %d", HAIAN_SHAPE_OF(out), (long long)n[d], d);
   }
@@ -217,8 +220,8 @@ static int32_t run_repeat_interleave(const haian_args *args) {
   bool flat = args->attr[1].kind == HAIAN_NONE, fits;
   int dim = 0;
   TRY(need_like(op, x, out, false));
-  HAIAN_REQUIRE(args->attr[0].kind == HAIAN_INT && times >= 0, HAIAN_INVALID_ARGUMENT,
-                "%s: repeats is %lld; needs 0 or more", op, (long long)times);
+  HAIAN_REQUIRE(args->attr[0].kind == HAIAN_INT && times >= 0 && times < MOST, HAIAN_INVALID_ARGUMENT,
+                "%s: repeats is %lld; needs 0 or more, below 2^40", op, (long long)times);
   if (!flat) TRY(need_dim(op, args->attr[1].i, x->ndim, &dim));
   fits = out->ndim == (flat || !x->ndim ? 1 : x->ndim) && (!flat || out->numel == x->numel * times);
   for (int d = 0; d < out->ndim && fits && !flat; d++)
@@ -295,6 +298,8 @@ static int32_t run_diag_embed(const haian_args *args) {
                 "%s: x is %s and out %s; needs one axis at least, and "
                 "one more",
                 op, HAIAN_SHAPE_OF(x), HAIAN_SHAPE_OF(out));
+  HAIAN_REQUIRE(args->attr[0].kind == HAIAN_INT && args->attr[0].i < MOST && args->attr[0].i > -MOST, HAIAN_SHAPE,
+                "%s: offset %lld; needs less than 2^40 either way", op, (long long)args->attr[0].i);
   int64_t offset = args->attr[0].i, n = x->shape[x->ndim - 1], size = n + (offset < 0 ? -offset : offset);
   TRY(need_dim(op, args->attr[1].i, out->ndim, &a));
   TRY(need_dim(op, args->attr[2].i, out->ndim, &b));
