@@ -285,6 +285,73 @@ def test_numbers_that_cffi_refuses(inline):
         driver.fill(0, 64, b"a", -1)
 
 
+@pytest.mark.parametrize("device", [2**31, 2**32, -2**32, 2**63, -2**31 - 1, -2**63])
+def test_devices_beyond_32_bits_are_not_cut_to_another(inline, device):
+    driver = CDriver(inline)
+    driver.device_count()
+    address = driver.alloc(0, 64)
+    for call, run in {"sync": lambda: driver.sync(device), "alloc": lambda: driver.alloc(device, 64), "free": lambda: driver.free(device, address),
+                      "copy": lambda: driver.copy(device, Copy("d2d", address, address, 8)), "launch": lambda: driver.launch(device, Launch(1, (1, 1, 1), 1, 0, ())),
+                      "copy ": lambda: driver.copy(0, Copy("peer", address, address, 8, 1, 8, 8, device))}.items():
+        with pytest.raises(ArgumentError, match=f"inline: {call.strip()}: device {device if device < 2**63 else device - 2**64}; needs one that fits 32 bits"):
+            run()
+    driver.free(0, address)
+
+
+def test_threads_shared_bytes_and_rows_are_not_cut(inline, folder):
+    driver = CDriver(inline)
+    driver.device_count()
+    kernel = driver.get_kernel(driver.module_load(0, build(KERNELS, folder / "kernels32.so").read_bytes(), "so"), "scale")
+    for threads, shared, words in ((2**32 + 1, 0, "4294967297 threads"), (1, 2**32, "4294967296 bytes of shared memory"), (2**64 - 1, 0, "threads; needs")):
+        with pytest.raises(ArgumentError, match=f"launch: .*{words}"):
+            driver.launch(0, Launch(kernel, (1, 1, 1), threads, shared, ()))
+    address = driver.alloc(0, 64)
+    for rows, nbytes in ((2**64 - 1, 8), (-1, 8), (1, 2**63)):
+        with pytest.raises(ArgumentError, match="copy"):
+            driver.copy(0, Copy("d2d", address, address, nbytes, rows, 8, 8))
+    with pytest.raises(ArgumentError, match="copy kind that is no text"):
+        driver.copy(0, Copy("\ud800", address, address, 8))
+    with pytest.raises(ArgumentError, match="argument 0 is no"):
+        driver.launch(0, Launch(kernel, (1, 1, 1), 1, 0, (("\ud800", 1),)))
+    driver.free(0, address)
+
+
+def test_a_list_of_arguments_may_change_while_it_is_read(inline, folder):
+    driver = CDriver(inline)
+    driver.device_count()
+    kernel = driver.get_kernel(driver.module_load(0, build(KERNELS, folder / "kernels_list.so").read_bytes(), "so"), "scale")
+    address = driver.alloc(0, 64)
+    write(driver, address, np.ones(16, np.float32).tobytes())
+    args: list = []
+
+    class Clears:
+        def __float__(self):
+            args.clear()
+            return 3.0
+
+    args += [("*fp32", address), ("fp32", Clears()), ("i32", 16)] + [("fp32", float(i)) for i in range(20)]
+    driver.launch(0, Launch(kernel, (1, 1, 1), 1, 0, args))
+    assert not args and (np.frombuffer(read(driver, address, 64), np.float32)[:1] == 3).all()
+    driver.free(0, address)
+
+
+def test_set_dtypes_takes_a_copy_of_its_list():
+    """In a process of its own: the end of an old object runs code that clears the list."""
+    code = """
+from haian import _native
+from haian.hal.dtype import ALL
+class Clears:
+    def __del__(self): table.clear()
+old = [None] * ALL[0].code + [Clears() for _ in ALL]
+_native.set_dtypes(old); del old
+table = [None] * ALL[0].code + list(ALL)
+_native.set_dtypes(table)
+print(len(table))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
 def test_output_structs_keep_the_callers_tail(minimal):
     driver = CDriver(minimal)
     ffi, props = driver.ffi, driver.table.core.props

@@ -6,6 +6,8 @@ import time
 
 import numpy as np
 import pytest
+from haian.adapters.sim import SimDriver
+from haian.hal.device import Device
 from haian.hal.driver import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, Copy
 from haian.hal.errors import AliasError, ArgumentError, DTypeError, InvalidHandle, OutOfMemory, ShapeError
 from haian.hal.memory import Buffer, _Pieces, copy, use
@@ -482,6 +484,40 @@ def test_readers_in_two_streams_do_not_wait_for_each_other(pair):
         assert not a.record().query()
     a.close()
     b.close()
+
+
+def test_a_reader_that_comes_while_a_writer_waits_in_the_driver_is_kept():
+    """Or the block would be reused under the reader's queued work."""
+    inside, go = threading.Event(), threading.Event()
+
+    class Slow(SimDriver):
+        slow = False
+
+        def stream_wait_event(self, stream, event):
+            if self.slow:
+                inside.set()
+                assert go.wait(20)
+            super().stream_wait_event(stream, event)
+
+    driver = Slow(total_bytes=64 * MIB)
+    dev = Device(driver, 0, 1)
+    first, writer, reader, again = (dev.stream() for _ in range(4))
+    buffer = dev.allocate(4096, first)
+    buffer._reads(again.handle)  # an old reader, which reads once more meanwhile
+    driver.slow = True
+    thread = threading.Thread(target=buffer._writes, args=(writer.handle,))
+    thread.start()
+    assert inside.wait(20)
+    driver.slow = False
+    buffer._reads(reader.handle)
+    buffer._reads(again.handle)
+    go.set()
+    thread.join(20)
+    assert set(buffer._users) == {writer.handle, reader.handle, again.handle}
+    buffer._writes(first.handle)  # comes after all of them, so that nobody else is left
+    assert buffer._users == [first.handle]
+    for stream in (first, writer, reader, again):
+        stream.close()
 
 
 def test_copy_into_a_freed_buffer_is_refused(pair):

@@ -137,6 +137,7 @@ static hal_status copy(int32_t d, hal_handle stream, const hal_copy_desc *c) {
   DEVICE(d);
   DEVICE(c->dst_device);
   STREAM_OF(d, stream);
+  NEED(c->rows <= TOTAL && c->bytes <= TOTAL, HAL_INVALID_ARGUMENT, "more rows or bytes than any memory here has");
   for (uint64_t r = 0; r < c->rows && c->bytes; r++)
     memmove((char *)(uintptr_t)c->dst + r * c->dst_pitch, (const char *)(uintptr_t)c->src + r * c->src_pitch, c->bytes);
   return HAL_OK;

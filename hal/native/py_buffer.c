@@ -18,10 +18,12 @@ static PyObject *name_allocator, *name_device, *name_handle, *name_name;
 
 static PyObject *buffer_repr(PyObject *self);
 
-/* A stream whose queued work uses the bytes; after: that work comes after the latest write. */
+/* A stream whose queued work uses the bytes; after: that work comes after the latest write; mark: the buffer's clock when
+ * the stream last said so. */
 typedef struct user {
   uint64_t stream;
   int after;
+  uint32_t mark;
 } user;
 
 typedef struct buffer {
@@ -29,8 +31,8 @@ typedef struct buffer {
   allocator *allocator;
   haian_cache_block *block; /* NULL: freed */
   uint64_t address, nbytes, writer;
-  uint32_t n_users, room;
-  user *users; /* own, or more on the heap */
+  uint32_t n_users, room, clock; /* clock: writes that had others to wait for */
+  user *users;                   /* own, or more on the heap */
   user own[N_INLINE];
 } buffer;
 
@@ -146,8 +148,9 @@ static PyObject *buffer_make(PyObject *type, PyObject *const *args, size_t nargs
   b->writer = stream;
   b->n_users = 1;
   b->room = N_INLINE;
+  b->clock = 0;
   b->users = b->own;
-  b->own[0] = (user){stream, 1};
+  b->own[0] = (user){stream, 1, 0};
   return (PyObject *)b;
 }
 
@@ -200,6 +203,7 @@ static int user_set(buffer *b, uint64_t stream, int after, int keep) {
   user *u = user_find(b, stream);
   if (u) {
     if (!keep) u->after = after;
+    u->mark = b->clock;
     return 0;
   }
   if (b->n_users == b->room) {
@@ -210,7 +214,7 @@ static int user_set(buffer *b, uint64_t stream, int after, int keep) {
     b->users = more;
     b->room *= 2;
   }
-  b->users[b->n_users++] = (user){stream, after};
+  b->users[b->n_users++] = (user){stream, after, b->clock};
   return 0;
 }
 
@@ -249,12 +253,14 @@ static PyObject *buffer_reads(PyObject *self, PyObject *arg) {
   Py_BEGIN_CRITICAL_SECTION(self);
   user *u = user_find(b, handle);
   done = u && u->after;
+  if (done) u->mark = b->clock;
   writer = b->writer;
   Py_END_CRITICAL_SECTION();
   if (done) Py_RETURN_NONE;
   if (haian_allocator_order(b->allocator, &writer, 1, handle)) return NULL;
   Py_BEGIN_CRITICAL_SECTION(self);
-  failed = user_set(b, handle, 1, 0);
+  failed = user_set(b, handle, b->writer == writer,
+                    0); /* another may have written meanwhile: then this comes after the one before */
   Py_END_CRITICAL_SECTION();
   if (failed) return PyErr_NoMemory();
   Py_RETURN_NONE;
@@ -263,13 +269,15 @@ static PyObject *buffer_reads(PyObject *self, PyObject *arg) {
 static PyObject *buffer_writes(PyObject *self, PyObject *arg) {
   buffer *b = (buffer *)self;
   uint64_t handle, *users = NULL;
-  uint32_t n;
+  uint32_t n, start = 0;
   if (haian_read_u64(arg, &handle, 0, "stream")) return NULL;
   Py_BEGIN_CRITICAL_SECTION(self);
   n = b->n_users == 1 && b->users[0].stream == handle ? 0 : b->n_users;
   if (!n) {
     b->writer = handle;
+    b->users[0].mark = b->clock;
   } else {
+    start = ++b->clock;
     users = PyMem_Malloc(sizeof *users * n);
     for (uint32_t i = 0; users && i < n; i++) users[i] = b->users[i].stream;
   }
@@ -279,11 +287,16 @@ static PyObject *buffer_writes(PyObject *self, PyObject *arg) {
   const int bad = haian_allocator_order(b->allocator, users, n, handle);
   PyMem_Free(users);
   if (bad) return NULL;
+  int failed;
   Py_BEGIN_CRITICAL_SECTION(self);
-  b->n_users = 1;
-  b->users[0] = (user){handle, 1};
+  uint32_t kept = 0; /* whoever came while this thread waited in the driver: the write does not come after that work */
+  for (uint32_t i = 0; i < b->n_users; i++)
+    if ((int32_t)(b->users[i].mark - start) >= 0) b->users[kept++] = (user){b->users[i].stream, 0, b->users[i].mark};
+  b->n_users = kept;
+  failed = user_set(b, handle, 1, 0);
   b->writer = handle;
   Py_END_CRITICAL_SECTION();
+  if (failed) return PyErr_NoMemory();
   Py_RETURN_NONE;
 }
 

@@ -109,6 +109,22 @@ static int sizes_of(const table_object *t, const char *call, PyObject *const *ar
   return read_numbers(t, call, args, n, n, n, 0, out);
 }
 
+/* Devices are int32: one beyond is refused here, since cut to 32 bits it would name another. */
+__attribute__((noinline, cold)) static int beyond_32(const table_object *t, const char *call, const char *what,
+                                                     uint64_t value, int is_signed) {
+  if (is_signed)
+    haian_raise_text(HAL_INVALID_ARGUMENT, "%s: %s: %s %lld; needs one that fits 32 bits", t->name, call, what,
+                     (long long)value);
+  else
+    haian_raise_text(HAL_INVALID_ARGUMENT, "%s: %s: %llu %s; needs 0 to 2^32 - 1", t->name, call,
+                     (unsigned long long)value, what);
+  return -1;
+}
+static inline int device_fits(const table_object *t, const char *call, uint64_t device) {
+  if (device + 0x80000000u <= UINT32_MAX) return 0;
+  return beyond_32(t, call, "device", device, 1);
+}
+
 /* The driver's own number of a stream of `device`; -1 with an exception for another device's. */
 static int own_stream(const table_object *t, const char *call, uint64_t device, uint64_t stream, uint64_t *raw) {
   if (stream && (uint64_t)DEVICE(stream) != device) {
@@ -124,7 +140,7 @@ static int own_stream(const table_object *t, const char *call, uint64_t device, 
 /* ---- core and memory ------------------------------------------------------------------------------------------- */
 static PyObject *table_sync(table_object *t, PyObject *const *args, Py_ssize_t n) {
   uint64_t v[1];
-  if (numbers(t, "sync", args, n, 1, 1, v)) return NULL;
+  if (numbers(t, "sync", args, n, 1, 1, v) || device_fits(t, "sync", v[0])) return NULL;
   hal_status status;
   Py_BEGIN_ALLOW_THREADS status = t->sync((int32_t)v[0]);
   Py_END_ALLOW_THREADS if (status) return fail(t, "sync", status);
@@ -133,7 +149,7 @@ static PyObject *table_sync(table_object *t, PyObject *const *args, Py_ssize_t n
 
 static PyObject *table_alloc(table_object *t, PyObject *const *args, Py_ssize_t n) {
   uint64_t v[3];
-  if (numbers(t, "alloc", args, n, 2, 3, v)) return NULL;
+  if (numbers(t, "alloc", args, n, 2, 3, v) || device_fits(t, "alloc", v[0])) return NULL;
   int beyond;
   if (PyLong_AsLongLongAndOverflow(args[1], &beyond) < 0 && beyond <= 0)
     return haian_raise_text(HAL_INVALID_ARGUMENT, "%s: alloc of %lld bytes; needs at least 1", t->name,
@@ -152,7 +168,7 @@ static PyObject *table_alloc(table_object *t, PyObject *const *args, Py_ssize_t 
 
 static PyObject *table_free(table_object *t, PyObject *const *args, Py_ssize_t n) {
   uint64_t v[2];
-  if (numbers(t, "free", args, n, 2, 2, v)) return NULL;
+  if (numbers(t, "free", args, n, 2, 2, v) || device_fits(t, "free", v[0])) return NULL;
   hal_status status;
   Py_BEGIN_ALLOW_THREADS status = t->free((int32_t)v[0], v[1]);
   Py_END_ALLOW_THREADS if (status) return fail(t, "free", status);
@@ -178,15 +194,19 @@ static PyObject *table_copy(table_object *t, PyObject *const *args, Py_ssize_t n
   }
   PyObject *const *field = ((PyTupleObject *)args[1])->ob_item;
   const int kind = kind_of(field[0]);
-  if (kind < 0)
+  if (kind < 0) {
+    const char *said = PyUnicode_Check(field[0]) ? PyUnicode_AsUTF8(field[0]) : Py_TYPE(field[0])->tp_name;
+    if (!said) PyErr_Clear(); /* a lone surrogate has no UTF-8 */
     return haian_raise_text(HAL_INVALID_ARGUMENT, "%s: copy kind %s; one of h2d, d2h, d2d, peer", t->name,
-                            PyUnicode_Check(field[0]) ? PyUnicode_AsUTF8(field[0]) : Py_TYPE(field[0])->tp_name);
+                            said ? said : "that is no text");
+  }
   uint64_t where[2] = {0, 0}, v[7], raw;
   PyObject *const place[2] = {args[0], n > 2 ? args[2] : NULL};
   if (numbers(t, "copy", place, n > 2 ? 2 : 1, 1, 2, where) || sizes_of(t, "copy", field + 1, 6, v)) return NULL;
-  if (own_stream(t, "copy", where[0], where[1], &raw)) return NULL;
+  if (device_fits(t, "copy", where[0]) || own_stream(t, "copy", where[0], where[1], &raw)) return NULL;
   /* -1 in all other copies: not read, since a negative number costs 150 ns */
-  if (kind == HAL_COPY_PEER && numbers(t, "copy", field + 7, 1, 1, 1, v + 6)) return NULL;
+  if (kind == HAL_COPY_PEER && (numbers(t, "copy", field + 7, 1, 1, 1, v + 6) || device_fits(t, "copy", v[6])))
+    return NULL;
   const int32_t device = (int32_t)where[0];
   hal_copy_desc desc = {sizeof desc,
                         (uint32_t)kind,
@@ -305,11 +325,16 @@ static PyObject *table_launch(table_object *t, PyObject *const *args, Py_ssize_t
   PyObject *const place[2] = {args[0], n > 2 ? args[2] : NULL};
   PyObject *const first[3] = {field[0], field[2], field[3]};
   if (numbers(t, "launch", place, n > 2 ? 2 : 1, 1, 2, where) || sizes_of(t, "launch", first, 3, head)) return NULL;
-  if (own_stream(t, "launch", where[0], where[1], &raw)) return NULL;
+  if (device_fits(t, "launch", where[0]) || own_stream(t, "launch", where[0], where[1], &raw)) return NULL;
   if ((uint64_t)DEVICE(head[0]) != where[0])
     return haian_raise_text(HAL_INVALID_HANDLE,
                             "%s: launch on device %lld of kernel %#llx of device %d; load the module there", t->name,
                             (long long)where[0], (unsigned long long)head[0], DEVICE(head[0]));
+  if ((head[1] | head[2]) > UINT32_MAX) {
+    const int threads = head[1] > UINT32_MAX;
+    beyond_32(t, "launch", threads ? "threads" : "bytes of shared memory", head[threads ? 1 : 2], 0);
+    return NULL;
+  }
   hal_launch_desc desc = {.struct_size = sizeof desc,
                           .kernel = RAW(head[0]),
                           .threads = (uint32_t)head[1],
@@ -331,6 +356,7 @@ static PyObject *table_launch(table_object *t, PyObject *const *args, Py_ssize_t
     }
   }
   PyObject *list = PySequence_Fast(field[4], "launch: args must be a sequence of (type, value) pairs");
+  if (list && PyList_Check(list)) Py_SETREF(list, PyList_AsTuple(list)); /* a value's __float__ may change the list */
   if (!list) return NULL;
   const Py_ssize_t count = PySequence_Fast_GET_SIZE(list);
   haian_cell cells[HAIAN_LAUNCH_ARGS];
@@ -347,6 +373,7 @@ static PyObject *table_launch(table_object *t, PyObject *const *args, Py_ssize_t
     PyObject *pair = PySequence_Fast_GET_ITEM(list, i);
     const char *type =
         PyTuple_Check(pair) && PyTuple_GET_SIZE(pair) == 2 ? PyUnicode_AsUTF8(PyTuple_GET_ITEM(pair, 0)) : NULL;
+    if (!type) PyErr_Clear();
     const int bad = type ? pack(type, PyTuple_GET_ITEM(pair, 1), &cells[i], &sizes[i], &types[i]) : -2;
     if (bad) {
       if (bad == -2 && !PyErr_Occurred())

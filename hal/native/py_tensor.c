@@ -379,14 +379,14 @@ static PyObject *py_wrap(PyObject *m, PyObject *args) {
 
 static PyObject *py_set_dtypes(PyObject *m, PyObject *list) {
   (void)m;
-  PyObject *fast = PySequence_Fast(list, "set_dtypes takes a list indexed by code");
-  if (!fast) return NULL;
-  Py_ssize_t n = PySequence_Fast_GET_SIZE(fast);
+  PyObject *all = PySequence_Tuple(list); /* a copy: the end of an old object may run code that changes a list */
+  if (!all) return NULL;
+  Py_ssize_t n = PyTuple_GET_SIZE(all);
   for (Py_ssize_t i = 0; i < n && i < 32; i++) {
-    PyObject *d = PySequence_Fast_GET_ITEM(fast, i);
+    PyObject *d = PyTuple_GET_ITEM(all, i);
     Py_XSETREF(haian_dtypes[i], d == Py_None ? NULL : Py_NewRef(d));
   }
-  Py_DECREF(fast);
+  Py_DECREF(all);
   Py_RETURN_NONE;
 }
 
