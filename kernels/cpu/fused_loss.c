@@ -8,6 +8,9 @@
 #define LINEAR_LOGITS (1 << 16) /* elements of a chunk where that is more than LINEAR_LEAST rows or classes */
 #define LINEAR_LEAST 128        /* rows, and classes, of a chunk at least: fewer leave the product bound by memory */
 
+#define LINEAR_ROWS 512 /* long rows of x: no more of them at a time */
+#define LINEAR_CLASSES 2048
+
 enum reduction { REDUCTION_NONE, REDUCTION_MEAN, REDUCTION_SUM }; /* index in the schema */
 
 typedef struct linear_job {
@@ -104,16 +107,18 @@ static int32_t logits(const char *name, const linear_job *job, const haian_tenso
 
 static double number(const haian_attr *a) { return a->kind == HAIAN_INT ? (double)a->i : a->f; }
 
-static int64_t chunk_of(int64_t all, int64_t other) {
-  int64_t n = LINEAR_LOGITS / (other > 0 ? other : 1);
+/* Rows (classes) of a chunk: as many as a product needs to run from the caches, which grows with the length of a row. */
+static int64_t chunk_of(int64_t all, int64_t other, int64_t length, int64_t most) {
+  int64_t n = LINEAR_LOGITS / (other > 0 ? other : 1), deep = length < most ? length : most;
   n = n < LINEAR_LEAST ? LINEAR_LEAST : n;
+  n = n < deep ? deep : n;
   return n < all ? n : all > 0 ? all : 1;
 }
 
 static int32_t forward_rows(const char *name, linear_job *job, const haian_args *args, int64_t reduction) {
   const haian_tensor *x = args->in[0], *w = args->in[1], *bias = args->in[3], *y = args->out[0];
   bool f64 = x->dtype == HAIAN_F64;
-  int64_t chunk = chunk_of(job->rows, job->classes), kept = 0;
+  int64_t chunk = chunk_of(job->rows, job->classes, job->n, LINEAR_ROWS), kept = 0;
   for (job->first = 0; job->first < job->rows; job->first += chunk) {
     int64_t rows = job->rows - job->first < chunk ? job->rows - job->first : chunk;
     TRY(logits(name, job, x, w, bias, job->first, rows, 0, job->classes));
@@ -151,7 +156,7 @@ static int32_t fused_linear_cross_entropy(const haian_args *args) {
   job.lse_out = lse->data;
   job.lse_step = lse->stride[0];
   size_t item = job.acc == HAIAN_F64 ? 8 : 4;
-  job.logits = malloc((size_t)chunk_of(job.rows, job.classes) * (size_t)(job.classes + 1) * item);
+  job.logits = malloc((size_t)chunk_of(job.rows, job.classes, job.n, LINEAR_ROWS) * (size_t)(job.classes + 1) * item);
   job.loss = malloc(sizeof(double) * (size_t)(job.rows + 1));
   int32_t status = job.logits && job.loss
                        ? forward_rows(name, &job, args, reduction)
@@ -165,7 +170,7 @@ static int32_t fused_linear_cross_entropy(const haian_args *args) {
 static int32_t backward_classes(const char *name, linear_job *job, const haian_args *args) {
   const haian_tensor *x = args->in[1], *w = args->in[2], *bias = args->in[4], *dx = args->out[0], *dw = args->out[1];
   bool f64 = x->dtype == HAIAN_F64, narrow = job->item == 2;
-  int64_t chunk = chunk_of(job->classes, job->rows);
+  int64_t chunk = chunk_of(job->classes, job->rows, job->n, LINEAR_CLASSES);
   haian_matrix total =
       narrow ? (haian_matrix){.data = job->dx_sum, .row = job->n, .col = 1, .dtype = job->acc}
              : (haian_matrix){.data = dx->data, .row = dx->stride[0], .col = dx->stride[1], .dtype = dx->dtype};
@@ -217,7 +222,8 @@ static int32_t fused_linear_cross_entropy_backward(const haian_args *args) {
   TRY(check_vector(name, "logsumexp", lse, job.acc, job.rows));
   TRY(check_vector(name, "dbias", db, x->dtype, job.classes));
   bool f64 = x->dtype == HAIAN_F64, narrow = job.item == 2;
-  size_t item = f64 ? 8 : 4, chunk = (size_t)chunk_of(job.classes, job.rows), rows = (size_t)job.rows;
+  size_t item = f64 ? 8 : 4, chunk = (size_t)chunk_of(job.classes, job.rows, job.n, LINEAR_CLASSES),
+         rows = (size_t)job.rows;
   job.lse_in = lse->data;
   job.lse_step = lse->stride[0];
   job.db = db->data;

@@ -71,6 +71,34 @@ ROW_INLINE bool FN(exists)(const REAL *p, int64_t n, bool zero) {
   return found != 0;
 }
 
+#if REAL_IS_INT
+#define SMALL_SQUARES 0
+#elif REAL_IS_FLOAT
+#define SMALL_SQUARES 0x1p-90f /* below it the squares of a chunk may have lost digits to underflow */
+#else
+#define SMALL_SQUARES 0
+#endif
+/* Sum of the squares of n <= REDUCE_CHUNK values: in REAL, and again in WIDE where that may not be enough. */
+ROW_INLINE WIDE FN(squares)(const REAL *p, int64_t n) {
+#if REAL_IS_INT
+  return FN(wide_fold)(p, n, false);
+#else
+  WIDE sum = FN(dot)(p, p, n); /* falls back on WIDE itself where it overflows */
+  return sum < SMALL_SQUARES ? FN(wide_fold)(p, n, false) : sum;
+#endif
+}
+#undef SMALL_SQUARES
+
+#if !REAL_IS_INT
+/* A function of its own: its buffer would weigh on every other reduction's stack. */
+static __attribute__((noinline)) void FN(exponentials)(const REAL *p, int64_t n, FN(partial) * chunk) {
+  REAL e[REDUCE_CHUNK] __attribute__((aligned(64)));
+  chunk->value = FN(largest)(p, n);
+  FN(exp_shifted)(e, p, FN(shift_of)(chunk->value), n, p + n);
+  chunk->sum = FN(sum_chunk)(e, n);
+}
+#endif
+
 static void FN(merge)(enum reduce_op op, FN(partial) * into, const FN(partial) * from) {
   if (into->count == 0) {
     *into = *from;
@@ -114,22 +142,20 @@ ROW_INLINE void FN(fold)(enum reduce_op op, FN(partial) * into, const REAL *p, i
       chunk.sum = FN(sum_chunk)(p, n);
       break;
     case PROD:
+      chunk.sum = FN(wide_fold)(p, n, true);
+      break;
     case SQUARES:
-      chunk.sum = FN(wide_fold)(p, n, op == PROD);
+      chunk.sum = FN(squares)(p, n);
       break;
     case RANGE:
       chunk.value = FN(largest)(p, n);
       chunk.low = FN(smallest)(p, n);
       break;
-    case EXPONENTIALS: {
+    case EXPONENTIALS:
 #if !REAL_IS_INT
-      REAL e[REDUCE_CHUNK] __attribute__((aligned(64)));
-      chunk.value = FN(largest)(p, n);
-      FN(exp_shifted)(e, p, FN(shift_of)(chunk.value), n, p + n);
-      chunk.sum = FN(sum_chunk)(e, n);
+      FN(exponentials)(p, n, &chunk);
 #endif
       break;
-    }
     case AMAX:
       chunk.value = FN(largest)(p, n);
       break;

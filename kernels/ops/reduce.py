@@ -309,7 +309,7 @@ op("prod(Tensor x, int[]? dim=None, bool keepdim=false, *, dtype? dtype=None) ->
    infer=_infer_prod, rule="reduce", reference=_prod, budget=Reduction(terms=_length, probe=False), cost=_cost(_infer_prod),
    doc="Product over the axes dim (None or (): all of them), in float32 for float16 and bfloat16; integers and bools to int64, where "
        "it wraps.  dtype: a wider floating dtype of the result.  The product of no elements is 1.",
-   samples=[*_some(without=("tall", "past_tile")), Sample("long", (In((1025,), values=_BALANCED),), {"dim": 0}),
+   samples=[*(s for s in _some(without=("tall", "past_tile")) if s.name != "bert_hidden"), Sample("long", (In((1025,), values=_BALANCED),), {"dim": 0}),
             Sample("empty_axis", (In((4, 0)),), {"dim": 1}), Sample("to_float64", (In((5, 33)),), {"dim": 0, "dtype": _F64})],
    bad=(*_BAD, _BAD_NARROW), names={"aten": ("prod", "prod.dim_int"), "onnx": ("ReduceProd",), "paddle": ("prod",)})
 
