@@ -87,6 +87,9 @@ def _table(torch: Any) -> dict[str, _Build]:
         """An operator that makes its own result; kwargs: torch's name -> the attribute's."""
         return lambda i, o, a: Call(fn, args(i, a), {k: a[v] for k, v in kwargs.items()}, allocates=True)
 
+    def along(fn: Callable) -> _Build:
+        return lambda i, o, a: Call(fn, (i[0], a["dim"]), {"out": tuple(o) if len(o) > 1 else o[0]})
+
     def nn_out(name: str) -> _Build:
         return lambda i, o, a: Call(getattr(nn, name), (*i, *own(name, a).values()), {"out": o[0]})
 
@@ -196,9 +199,7 @@ def _table(torch: Any) -> dict[str, _Build]:
         "fused_linear_cross_entropy": new(
             lambda x, w, t, b, **k: (torch.nn.functional.cross_entropy(z := torch.nn.functional.linear(x, w, b), t, **k), torch.logsumexp(z, -1)),
             lambda i, a: i, reduction="reduction", ignore_index="ignore_index", label_smoothing="label_smoothing"),
-        **{name: (lambda fn: lambda i, o, a: Call(fn, (i[0], a["dim"]), {"out": o[0]}))(getattr(torch, name))
-           for name in ("cumsum", "cumprod", "logcumsumexp")},
-        **{name: (lambda fn: lambda i, o, a: Call(fn, (i[0], a["dim"]), {"out": tuple(o)}))(getattr(torch, name)) for name in ("cummax", "cummin")},
+        **{name: along(getattr(torch, name)) for name in ("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")},
         "sort": lambda i, o, a: Call(torch.sort, i, {"stable": True, "dim": a["dim"], "descending": a["descending"], "out": tuple(o)}),
         "argsort": lambda i, o, a: Call(torch.argsort, i, {"stable": True, "dim": a["dim"], "descending": a["descending"]}, allocates=True),
         "topk": lambda i, o, a: Call(torch.topk, (i[0], a["k"], a["dim"], a["largest"], a["sorted"]), {"out": tuple(o)}),
