@@ -219,7 +219,7 @@ def _table(torch: Any) -> dict[str, _Build]:
         "index_fill": new(torch.index_fill, lambda i, a: (i[0], a["dim"], i[1], i[2])),
         "index_copy": lambda i, o, a: Call(torch.index_copy, (i[0], a["dim"], i[1], i[2]), {"out": o[0]}),
         "masked_scatter": new(torch.masked_scatter, lambda i, a: i),
-        **{name: new(getattr(torch, name), lambda i, a, name=name: (*i, *own(name, a).values()))
+        **{name: new(getattr(torch, name), lambda i, a, name=name: (*i, *own(name, a).values()))  # type: ignore[misc]
            for name in ("select_scatter", "slice_scatter", "diagonal_scatter")},
         "embedding_bag": bag,
         "constant_pad_nd": new(torch.constant_pad_nd, lambda i, a: (i[0], a["pad"], a["value"])),

@@ -165,6 +165,7 @@ def _value(run: Run) -> Verdict:
     if run.case.variant == "mixed":
         return _mixed(run, arrays)
     inputs = run.placed(arrays, run.case.variant if run.case.variant in memory.LAYOUTS else "contiguous")
+    assert isinstance(run.sample, Sample)  # sample_of, for a case of this kind
     if run.sample.cover == "once" and run.target.set_threads(3):
         return _alone(run, inputs)
     return _compare(run, inputs, constant=run.case.variant == "stride0")

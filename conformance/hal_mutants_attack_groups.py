@@ -362,7 +362,8 @@ class _Comm(CpuDriver):
     @staticmethod
     def _array(address: int, count: int, dtype: str) -> np.ndarray:
         kind = BY_NAME[dtype].numpy
-        return np.frombuffer((ctypes.c_char * (count * kind.itemsize)).from_address(address), kind) if count else np.zeros(0, kind)
+        memory = memoryview((ctypes.c_char * (count * kind.itemsize)).from_address(address)) if count else b""
+        return np.frombuffer(memory, kind)
 
 
 class ScatterClobbers(_Comm):

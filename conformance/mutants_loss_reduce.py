@@ -161,9 +161,9 @@ ROWS: tuple[Row, ...] = (
     ("scaled_masked_softmax", "rows of nothing are NaN", "value", result(
         lambda y, t, a: np.where(np.broadcast_to(t[1], y.shape).all(-1, keepdims=True), np.nan, y).astype(y.dtype) if y.size else y)),
     ("scaled_upper_triang_masked_softmax", "the diagonal is masked", "value", result(
-        lambda y, t, a: (y * np.tri(*y.shape[-2:], -1)).astype(y.dtype))),
+        lambda y, t, a: (y * np.tri(y.shape[-2], y.shape[-1], -1)).astype(y.dtype))),
     ("scaled_upper_triang_masked_softmax", "masked after the sum", "value", lambda op, right: lambda t, a: (
-        (_soft(t[0].astype(np.float64) * a["scale"]) * np.tri(*t[0].shape[-2:])).astype(t[0].dtype),)),
+        (_soft(t[0].astype(np.float64) * a["scale"]) * np.tri(t[0].shape[-2], t[0].shape[-1])).astype(t[0].dtype),)),
     # ---- a linear layer's cross entropy, connectionist temporal classification
     ("fused_linear_cross_entropy", "bias ignored", "value", _without(3)),
     ("fused_linear_cross_entropy", "ignored rows count in the mean", "value", _part(

@@ -79,6 +79,10 @@ class Target:
         """(results, gradients) of op.grad on NumPy arrays; dy belongs to the first result."""
         raise NotImplementedError
 
+    def shares(self, op: Op, inputs: tuple, attrs: dict[str, Any]) -> bool:
+        """Whether every result of a view operator lies on the memory of its input."""
+        raise NotImplementedError
+
     def fallbacks(self) -> dict[str, int]:
         return {}
 

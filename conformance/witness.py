@@ -503,7 +503,7 @@ def torch_target() -> FunctionTarget:
         "scaled_dot_product_attention": lambda q, k, v, mask, *, dropout_p, is_causal, scale, enable_gqa: (
             # some of its ways refuse strided tensors with a mask that is causal too
             f.scaled_dot_product_attention(
-                *(t.contiguous() for t in (q, k, v)), mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+                q.contiguous(), k.contiguous(), v.contiguous(), mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
         ),
         "copy": torch.clone,
@@ -546,7 +546,7 @@ def torch_target() -> FunctionTarget:
         ),
         "ctc_loss_forward": ctc_loss,
         "normalize": lambda x, *, p, dim, eps: f.normalize(wide_weights(x)[0], p, dim, eps) if x.numel() else x.clone(),
-        "weight_norm": lambda v, g, *, dim: weight_norm(*wide_weights(v, g), dim % v.ndim),
+        "weight_norm": lambda v, g, *, dim: weight_norm(*wide_weights(v, g), dim % v.ndim),  # type: ignore[call-arg]
         "total_norm": lambda tensors, *, norm_type: torch.nn.utils.get_total_norm(wide_weights(*(t for t in tensors if t.numel())), norm_type),
         "cdist": lambda a, b, *, p, compute_mode: aten._cdist_forward(*finite(*torch_batches(a, b)), p, 2).to(a.dtype),
         "pdist": lambda x, *, p: aten._pdist_forward(finite(x)[0], p),
@@ -556,9 +556,9 @@ def torch_target() -> FunctionTarget:
         ),
         **{name: loss(name) for name in "mse_loss mse_loss_backward smooth_l1_loss smooth_l1_loss_backward huber_loss huber_loss_backward "
            "binary_cross_entropy binary_cross_entropy_backward binary_cross_entropy_with_logits".split()},
-        "l1_loss": lambda x, t, *, reduction: f.l1_loss(*torch.broadcast_tensors(*wide_weights(x, t)), reduction=reduction),
+        "l1_loss": lambda x, t, *, reduction: f.l1_loss(*torch.broadcast_tensors(*wide_weights(x, t)), reduction=reduction),  # type: ignore[misc]
         "kl_div": lambda x, t, *, reduction, log_target: getattr(torch, reduction, torch.clone)(
-            f.kl_div(*torch.broadcast_tensors(*wide_weights(x, t)), reduction="none", log_target=log_target)
+            f.kl_div(*torch.broadcast_tensors(*wide_weights(x, t)), reduction="none", log_target=log_target)  # type: ignore[misc]
         ),
         "convolution": lambda x, w, b, **a: torch.convolution(x, w, b, *a.values()),
         "convolution_backward": convolution_backward,

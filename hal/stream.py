@@ -36,8 +36,9 @@ class Stream:
     """
 
     def __init__(self, device: Device, *, _handle: int | None = None) -> None:
+        self._alive: bool = False
+        self.handle: int = 0
         if not isinstance(device, Device):
-            self._alive, self.handle = False, 0
             raise wrong_type("Stream", device, "a device, haian.device(...)")
         self.device = device
         self._alive = True
@@ -45,7 +46,6 @@ class Stream:
         self._held: deque[tuple[Event, object]] = deque()
         self._lock = threading.Lock()
         self._recording: Recording | None = None  # of module.Graph: takes what queued work uses
-        self.handle = 0
         if _handle is None:
             device._reap()
             if device.capabilities.streams:

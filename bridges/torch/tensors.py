@@ -100,7 +100,8 @@ def apart(out: torch.Tensor, args: Iterable[Any]) -> None:
         Pass: memory that overlaps, or may (columns that alternate).
     """
     for a in args:
-        if isinstance(a, torch.Tensor) and a is not out and torch._C._is_alias_of(a, out) and a.numel() and out.numel():
+        alias = isinstance(a, torch.Tensor) and a is not out and torch._C._is_alias_of(a, out)  # type: ignore[attr-defined]
+        if alias and a.numel() and out.numel():
             if a.data_ptr() == out.data_ptr() and a.shape == out.shape and a.stride() == out.stride():
                 continue
             (low, high), (first, last) = _reach(a), _reach(out)

@@ -222,7 +222,7 @@ def image_of(caps: Capabilities, modules: bool) -> Image:
     if not modules:
         raise NotOffered("the driver has no modules")
     if isinstance(own, (tuple, list)) and 3 <= len(own) <= 7:
-        return Image(bytes(own[0]), *(str(part) for part in own[1:]))
+        return Image(bytes(own[0]), *map(str, own[1:]))  # type: ignore[arg-type]
     if caps.image_format == "ttir":
         return Image(_TTIR.encode(), "ttir", "conform_axpy", "conform_leave", _GRID, _ARGS, _WIDE, _twin(_TTIR).encode())
     if caps.triton_target is not None and caps.triton_target[0] == "cuda":

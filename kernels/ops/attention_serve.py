@@ -90,7 +90,8 @@ def _varlen(query, key, value, cu_seqlens_q, cu_seqlens_k, alibi_slopes, *, scal
     out = np.zeros((*query.shape[:2], value.shape[2]))
     for b in range(len(cu_seqlens_q) - 1):
         at, of = slice(*cu_seqlens_q[b:b + 2]), slice(*cu_seqlens_k[b:b + 2])
-        q, k, v = query[at].swapaxes(0, 1), *(np.repeat(t[of], groups, axis=1).swapaxes(0, 1) for t in (key, value))  # (H, tokens, width)
+        q = query[at].swapaxes(0, 1)  # (H, tokens, width)
+        k, v = (np.repeat(t[of], groups, axis=1).swapaxes(0, 1) for t in (key, value))
         ahead = np.arange(k.shape[1]) - (np.arange(q.shape[1]) + k.shape[1] - q.shape[1])[:, None]  # how far key j stands past query i
         seen = np.ones(ahead.shape, bool)
         if is_causal:
@@ -256,8 +257,8 @@ def _paged_inputs(name, dims, blocks, per, most, lengths, attrs, slopes):
             None if shape is None else In(shape, "unit", "acc" if name == "alibi" else None))
 
 
-_LLAMA_DECODE = ("llama3_decode", (32, 8, 128, 128), 512, 16, 128, (2048, 1024, 1536, 2048), {}, "")
-_LLAMA_SHORT = ("llama3_short", (32, 8, 128, 128), 32, 16, 16, (256, 100), {}, "")
+_LLAMA_DECODE: tuple[Any, ...] = ("llama3_decode", (32, 8, 128, 128), 512, 16, 128, (2048, 1024, 1536, 2048), {}, "")
+_LLAMA_SHORT: tuple[Any, ...] = ("llama3_short", (32, 8, 128, 128), 32, 16, 16, (256, 100), {}, "")
 _PAGED_SAMPLES = [Sample(r[0], _paged_inputs(*r), r[6]) for r in _PAGED] + [
     Sample("llama3_short", _paged_inputs(*_LLAMA_SHORT), {}, "Llama-3-8B decode, 2 sequences of up to 256 tokens", "llm"),
     Sample("llama3_decode", _paged_inputs(*_LLAMA_DECODE), {}, "Llama-3-8B decode, 4 sequences of up to 2048 tokens", "full", ("full", "llm"))]

@@ -30,7 +30,8 @@ def _check(name: str, log_probs: Spec, targets: Spec, input_lengths: Spec, targe
         if spec.shape != log_probs.shape[1:2]:
             raise ShapeError(f"{name}: {what} is {spec.shape}; needs {log_probs.shape[1:2]}, one length a sequence")
     need(0 <= blank < log_probs.shape[2], f"{name}: blank is {blank}; needs 0 <= blank < {log_probs.shape[2]}")
-    return (*log_probs.shape, targets.shape[1])
+    steps, batch, classes = log_probs.shape
+    return steps, batch, classes, targets.shape[1]
 
 
 def _infer(log_probs: Spec, targets: Spec, input_lengths: Spec, target_lengths: Spec, *, blank: int) -> tuple[Spec, Spec]:

@@ -131,7 +131,7 @@ def _samples(backward: bool) -> list[Sample]:
         return In((rows,) if attrs.get("reduction") == "none" else ()), *given, In((rows,), "positive", "acc")
 
     base = {"reduction": "mean", "ignore_index": -100, "label_smoothing": 0.0} if backward else {}
-    found = [Sample(name, inputs(*sizes, attrs), {**base, **attrs}) for name, *sizes, attrs in _CASES if not (backward and name in ("wide", "no_rows_mean"))]
+    found = [Sample(name, inputs(sizes[0], sizes[1], sizes[2], sizes[3], attrs), {**base, **attrs}) for name, *sizes, attrs in _CASES if not (backward and name in ("wide", "no_rows_mean"))]
     found.append(Sample("ignored_default", inputs(5, 3, 7, True, {}, (0, -100, 6, -100, 3)), base))
     return found + [Sample(name, inputs(rows, n, classes, False, {}), base, model, level, bench) for name, rows, n, classes, model, level, bench in _MODELS
                     if not (backward and n > 1000)]  # drawn logits of long rows are no neighbours of the drawn logsumexp

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..ir import Block, Op, Type
 from ..memory import RMW_KINDS
@@ -194,7 +195,8 @@ class _Operands:
     """C arguments for values that are buffers or one shared element: ``(pointer, step)``."""
 
     def __init__(self) -> None:
-        self.head, self.uses = "", []
+        self.head = ""
+        self.uses: list[Any] = []
 
     def add(self, em: Emitter, value: Value | None, domain: Sequence[int], ctype: str, many: bool = False) -> Callable[[], tuple[str, int]]:
         """many: the callee knows no step, so that a shared element is spread."""
@@ -330,11 +332,12 @@ def _tree_operands(em: Emitter, args: list[Value], axis: int) -> tuple[list[Buff
     """Operands laid out alike, the axis at full length; (buffers, lengths)."""
     domain = list(em.domain(*args))
     domain[axis] = args[0].type.shape[axis]
-    found = []
+    found: list[Buffer] = []
     for v in args:
         buffer = em.flat(v, domain)
         if not isinstance(buffer, Buffer):
             buffer = em.flat(replace(v, type=Type(tuple(domain), v.type.elem, v.type.pointee), strides=(0,) * len(domain)))
+        assert isinstance(buffer, Buffer)
         found.append(buffer)
     return found, tuple(domain)
 
