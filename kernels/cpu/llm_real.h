@@ -23,12 +23,13 @@ ROW_INLINE void FN(turn)(const rope_job *job, const REAL *x, const REAL *c, cons
 static void FN(rope_tokens)(void *ctx, int64_t lo, int64_t hi) {
   rope_job *job = ctx;
   const int64_t half = job->half, width = job->width, item = row_item(job->table->dtype);
-  REAL *space = HAIAN_SYM(workspace)(1, (size_t)(2 * half + 2 * width + 1) * sizeof(REAL));
+  const int64_t room = width > ROW_CHUNK ? width : ROW_CHUNK; /* values converted together */
+  REAL *space = HAIAN_SYM(workspace)(1, (size_t)(2 * half + 2 * room) * sizeof(REAL));
   if (!space) {
     __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
     return;
   }
-  REAL *c = space, *s = c + half, *from = s + half, *to = from + width;
+  REAL *c = space, *s = c + half, *from = s + half, *to = from + room;
   for (int64_t t = lo; t < hi; t++) {
     for (int a = 0; a < job->sections; a++) { /* cosines and sines of the frequencies that this coordinate turns */
       const int64_t first = job->bound[a], n = job->bound[a + 1] - first, step = job->table->stride[1];
@@ -47,16 +48,24 @@ static void FN(rope_tokens)(void *ctx, int64_t lo, int64_t hi) {
       char *y = side->y + (outer * side->y_token[0] + inner * side->y_token[1]) * bytes;
       const bool plain = side->dtype == REAL_DTYPE && side->x_step == 1 && side->y_step == 1;
       const bool direct = plain && !(job->stream && side->x != side->y);
-      for (int64_t h = 0; h < side->heads; h++, x += side->x_head * bytes, y += side->y_head * bytes) {
-        if (direct) {
-          FN(turn)(job, (const REAL *)x, c, s, (REAL *)y);
-          continue;
-        }
-        if (!plain) FN(load)(side->dtype, x, side->x_step, width, from);
-        FN(turn)(job, plain ? (const REAL *)x : from, c, s, to);
-        for (int64_t i = 0; i < width; i += ROW_CHUNK)
-          FN(store)(side->dtype, y + i * side->y_step * bytes, side->y_step,
-                    width - i < ROW_CHUNK ? width - i : ROW_CHUNK, to + i, job->stream);
+      if (direct) {
+        for (int64_t h = 0; h < side->heads; h++)
+          FN(turn)(job, (const REAL *)x + h * side->x_head, c, s, (REAL *)y + h * side->y_head);
+        continue;
+      }
+      /* heads side by side are converted together: 16 of 128 elements */
+      const bool packed = side->x_step == 1 && side->y_step == 1 && side->x_head == width && side->y_head == width;
+      const int64_t together = packed && width <= ROW_CHUNK ? ROW_CHUNK / width : 1;
+      for (int64_t h = 0; h < side->heads; h += together) {
+        const int64_t count = side->heads - h < together ? side->heads - h : together, n = count * width;
+        const char *here = x + h * side->x_head * bytes;
+        char *there = y + h * side->y_head * bytes;
+        if (!plain) FN(load)(side->dtype, here, side->x_step, n, from);
+        for (int64_t i = 0; i < count; i++)
+          FN(turn)(job, (plain ? (const REAL *)here : from) + i * width, c, s, to + i * width);
+        for (int64_t i = 0; i < n; i += ROW_CHUNK)
+          FN(store)(side->dtype, there + i * side->y_step * bytes, side->y_step, n - i < ROW_CHUNK ? n - i : ROW_CHUNK,
+                    to + i, job->stream);
       }
     }
   }

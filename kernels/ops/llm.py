@@ -150,7 +150,7 @@ def _back_grad(o, dy, inputs, outputs, attrs):
 _ROPES: tuple[tuple[Any, ...], ...] = (
     ("one", (1,), 1, 1, 2, 2, True, False), ("prime", (7,), 3, 1, 10, 10, True, False), ("partial", (5,), 4, 2, 16, 6, True, True),
     ("gptj", (5,), 4, 2, 16, 16, False, False), ("gptj_partial", (2, 3), 3, 1, 12, 4, False, True), ("batch", (2, 5), 4, 2, 8, 8, True, False),
-    ("past_tile", (9,), 17, 5, 66, 66, True, False), ("no_tokens", (0,), 2, 1, 8, 8, True, False), ("no_key_heads", (3,), 2, 0, 8, 8, True, True),
+    ("past_tile", (5,), 33, 5, 66, 66, True, False), ("no_tokens", (0,), 2, 1, 8, 8, True, False), ("no_key_heads", (3,), 2, 0, 8, 8, True, True),
     ("no_rotation", (3,), 2, 1, 6, 0, True, False))
 _ROPE_MODELS = (("llama3_prefill", (256,), 32, 8, 128, 128, True, False),)
 
@@ -165,7 +165,7 @@ def _rope_sample(name, tokens, heads, key_heads, size, rot, is_neox, apart, sect
 
 _ROPE_SAMPLES = [_rope_sample(*r) for r in _ROPES] + [
     _rope_sample(*r, model="Llama-3-8B rotary embedding, 256 tokens", level="llm", bench=("full", "llm")) for r in _ROPE_MODELS]
-_MROPE_SAMPLES = [_rope_sample(*r, section=s) for r, s in zip(
+_MROPE_SAMPLES = [_rope_sample(*r, section=s) for r, s in zip(  # type: ignore[misc]
     (r for r in _ROPES if r[5]), ((1, 0, 0), (1, 2, 2), (0, 0, 3), (2, 3, 3), (1, 1, 0), (1, 1, 2), (9, 12, 12), (2, 1, 1), (2, 1, 1)))] + [
     _rope_sample("qwen2_vl", (128,), 28, 4, 128, 128, True, False, section=(16, 24, 24), model="Qwen2-VL-7B rotary embedding, 128 tokens",
                  level="llm", bench=("full", "llm"))]
@@ -469,7 +469,7 @@ def _strides(n, by):
 
 
 # name, rows, vocabulary, ids, ends of the sequences
-_PENALTIES = (("one", 1, 1, (0,), (0, 1)), ("prime", 3, 7, (6, 0, 3, 5, 1, 3), (0, 2, 2, 6)), ("nothing", 0, 5, (), (0,)),
+_PENALTIES: tuple[tuple[Any, ...], ...] = (("one", 1, 1, (0,), (0, 1)), ("prime", 3, 7, (6, 0, 3, 5, 1, 3), (0, 2, 2, 6)), ("nothing", 0, 5, (), (0,)),
               ("no_tokens", 2, 5, (), (0, 0, 0)), ("past_tile", 2, 1025, (1024, *_strides(300, 3)), (0, 1, 301)),
               ("unused_tail", 2, 9, (8, 2, 5, 1), (1, 2, 3)), ("long", 1, 4099, _strides(1030, 3), (0, 1030)))
 
@@ -480,7 +480,7 @@ def _penalty_inputs(name, b, v, ids, ends, dtype):
             In((len(ids),), "positive", dtype), _v(*ends, dtype=dtype))
 
 
-_PENALTY_SAMPLES = [Sample(r[0], _penalty_inputs(*r, "int32" if r[0] == "prime" else "int64")) for r in _PENALTIES] + [
+_PENALTY_SAMPLES = [Sample(r[0], _penalty_inputs(r[0], r[1], r[2], r[3], r[4], "int32" if r[0] == "prime" else "int64")) for r in _PENALTIES] + [
     Sample("llama3", _penalty_inputs("llama3", 2, 128256, _strides(1024, 7) * 2, (0, 1024, 2048), "int32"), {},
            "Llama-3 logits, 1024 tokens each", "llm", ("full", "llm"))]
 _L, _MASK, _P = In((2, 5)), In((2, 5), "mask", "bool"), In((2,), "positive")

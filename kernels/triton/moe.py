@@ -80,7 +80,6 @@ def grouped_kernel(x_ptr, bias_ptr, w_ptr, index_ptr, tokens, groups, size, topk
                    RENORMALIZE: tl.constexpr, WIDE: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr):
     """The experts of a token as (BLOCK_G groups, BLOCK_S members)."""
     acc: tl.constexpr = tl.float64 if WIDE else tl.float32
-    LOW: tl.constexpr = float("-inf")
     g = tl.arange(0, BLOCK_G)
     s = tl.arange(0, BLOCK_S)
     at = tl.arange(0, BLOCK_K)
@@ -88,7 +87,7 @@ def grouped_kernel(x_ptr, bias_ptr, w_ptr, index_ptr, tokens, groups, size, topk
     there = (g < groups)[:, None] & (s < size)[None, :]
     LAST: tl.constexpr = 2147483647
     for t in range(tl.program_id(0), tokens, tl.num_programs(0)):
-        x = tl.load(x_ptr + t.to(tl.int64) * (groups * size) + expert, mask=there, other=LOW).to(acc)
+        x = tl.load(x_ptr + t.to(tl.int64) * (groups * size) + expert, mask=there, other=float("-inf")).to(acc)
         if SIGMOID:
             e = m.exp(-tl.abs(x))
             score = tl.where(x < 0, m.div(e, 1.0 + e), m.div(tl.zeros_like(e) + 1.0, 1.0 + e))
@@ -98,16 +97,16 @@ def grouped_kernel(x_ptr, bias_ptr, w_ptr, index_ptr, tokens, groups, size, topk
         choice = score
         if BIAS:
             choice = score + tl.load(bias_ptr + expert, mask=there, other=0.0).to(acc)
-        choice = tl.where(there, choice, LOW)
+        choice = tl.where(there, choice, float("-inf"))
         value = tl.max(choice, 1)  # (BLOCK_G,)
         if BIAS:
             first = tl.min(tl.where(choice == value[:, None], s[None, :], BLOCK_S), 1)
-            second = tl.max(tl.where(s[None, :] == first[:, None], LOW, choice), 1)
+            second = tl.max(tl.where(s[None, :] == first[:, None], float("-inf"), choice), 1)
             value = tl.where(size > 1, value + second, value)
         left = g < groups
         kept = g < 0
         for _ in range(topk_group):
-            best = tl.max(tl.where(left, value, LOW), 0)
+            best = tl.max(tl.where(left, value, float("-inf")), 0)
             place = tl.min(tl.where(left & (value == best), g, BLOCK_G), 0)
             kept = kept | (g == place)
             left = left & (g != place)
@@ -115,7 +114,7 @@ def grouped_kernel(x_ptr, bias_ptr, w_ptr, index_ptr, tokens, groups, size, topk
         weights = tl.zeros((BLOCK_K,), acc)
         chosen = tl.zeros((BLOCK_K,), tl.int32)
         for k in range(topk):
-            best = tl.max(tl.max(tl.where(live, choice, LOW), 1), 0)
+            best = tl.max(tl.max(tl.where(live, choice, float("-inf")), 1), 0)
             place = tl.min(tl.min(tl.where(live & (choice == best), expert, LAST), 1), 0)
             place = tl.minimum(place, groups * size - 1)
             own = expert == place
