@@ -458,6 +458,13 @@ class LeakHidden(SimDriver):
                 heap.used_bytes += block.end - block.start
 
 
+class DevicesFold(SimDriver):
+    """device numbers have 32 bits"""
+
+    def sync(self, device: int) -> None:
+        super().sync(device & 0xFFFFFFFF if device > 0 else device)
+
+
 class NamedCpu(SimDriver):
     """another adapter's name"""
 
@@ -651,7 +658,7 @@ ROWS: tuple[tuple[type[Any], int], ...] = (
     (EventEarlyByCopy, 49), (LaunchNow, 66), (LaunchEndsLate, 66), (SyncSkipsDevice1, 44), (SyncsFive, 44), (SyncSkipsRecorded, 44),
     (InfoStale, 18), (InfoTotalWrong, 18), (InfoNothing, 18), (ResetKeepsMemory, 59), (ResetAll, 59), (TrimLies, 24), (TrimClobbers, 24),
     (InfoOfDevice0, 26), (ManagedNotForKernels, 25), (ClaimsHostAccess, 11), (ClaimsFlushes, 66), (ClaimsEveryDtype, 66), (GridReversed, 66),
-    (ThreadsAndUnitsSwapped, 66), (SharedTooLarge, 66), (UnitExcuses, 54), (HalfTheTotal, 18), (LeakHidden, 11), (NamedCpu, 8), (RecordOnZero, 54),
+    (ThreadsAndUnitsSwapped, 66), (SharedTooLarge, 66), (UnitExcuses, 54), (HalfTheTotal, 18), (LeakHidden, 11), (NamedCpu, 8), (DevicesFold, 12), (RecordOnZero, 54),
     (WaitOnZero, 49), (HostFuncZero, 46), (OneWaiter, 49), (SyncOfEarlierRecord, 53), (ElapsedAcrossIsZero, 54), (TimeWhenQueued, 54),
     (FailureLostByEvent, 58), (LaunchOnForeignStream, 48), (ForeignKernel, 48), (CurrentDevice, 61), (FillRace, 61), (LaunchRace, 66),
     (ElapsedRace, 63), (SmallHoldsGil, 65), (EventsRunOut, 57),

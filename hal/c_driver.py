@@ -49,6 +49,7 @@ _WORK = ("launch", "copy", "fill", "host", "comm")
 _LOG = {0: logging.DEBUG, 1: logging.INFO, 2: logging.WARNING, 3: logging.ERROR}
 # method of the page -> (group, function) of the table
 _CALLS = {
+    "props": ("core", "props"), "reset": ("core", "reset"),
     "fill": ("mem", "fill"), "mem_info": ("mem", "info"), "host_alloc": ("mem", "alloc"), "host_register": ("mem", "host_register"),
     "host_unregister": ("mem", "host_unregister"), "ptr_info": ("mem", "ptr_info"), "pool_trim": ("mem", "pool_trim"),
     "module_load": ("module", "load"), "module_unload": ("module", "unload"), "get_kernel": ("module", "get_kernel"),
@@ -155,7 +156,7 @@ class CDriver(Driver):
 
     def _read_tables(self) -> None:
         ffi = self.ffi
-        for group, required in {**_REQUIRED, **{g: () for g, _ in _CALLS.values() if g != "mem"}}.items():
+        for group, required in {**_REQUIRED, **{g: () for g, _ in _CALLS.values() if g not in _REQUIRED}}.items():
             table = getattr(self.table, group) if self._has(self.table, group) else ffi.NULL
             if table == ffi.NULL:
                 if required:
@@ -261,7 +262,7 @@ class CDriver(Driver):
     def props(self, device: int) -> Capabilities:
         p = self.ffi.new("hal_props *")
         p.struct_size = self.ffi.sizeof("hal_props")
-        self._check("props", self._functions["core", "props"](device, p))
+        self._call("props", device, p)
         if p.caps & _SERIAL_STREAMS and "_serialised" not in self.__dict__:
             self._serialise()
         self.hot.inline_copies = int(bool(p.caps & _CAPS["host_access"]) and not p.caps & _BLOCKING_DEFAULT)
@@ -290,7 +291,7 @@ class CDriver(Driver):
             **{name: bool(p.caps & bit) for name, bit in _CAPS.items()})
 
     def reset(self, device: int) -> None:
-        self._check("reset", self._functions["core", "reset"](device))
+        self._call("reset", device)
 
     # ---- memory ------------------------------------------------------------------------------------------------------
     def fill(self, device: int, address: int, pattern: bytes, nbytes: int, stream: int = 0) -> None:

@@ -94,6 +94,7 @@ def _host_access(s: Subject) -> None:
 def bad_ordinal(s: Subject) -> None:
     """Every function that takes a device refuses -1, the count and 2^31 - 1."""
     d, address, data = s.driver, s.alloc(4096), np.zeros(64, np.uint8)
+    absent = (-1, s.count, 2**31 - 1, 2**32 + s.device, s.device - 2**32, 2**63)  # some of them this device in 32 bits
     calls: list[tuple[str, Callable[..., object], tuple]] = [
         ("", d.props, ()), ("", d.sync, ()), ("", d.reset, ()), ("", d.alloc, (64,)), ("", d.free, (address,)),
         ("", d.copy, (Copy(HOST_TO_DEVICE, address, host(data), 64),)), ("fill", d.fill, (address, b"a", 64)), ("mem_info", d.mem_info, ()),
@@ -106,14 +107,14 @@ def bad_ordinal(s: Subject) -> None:
     ]
     for group, call, rest in calls:
         if not group or s.offers(group):
-            for device in (-1, s.count, 2**31 - 1):
+            for device in absent:
                 s.expect(ArgumentError, call, device, *rest)
     if s.offers("module"):
-        for device in (-1, s.count, 2**31 - 1):  # kernel 0 is never alive: which of the two is refused first is the driver's affair
+        for device in absent:  # kernel 0 is never alive: which of the two is refused first is the driver's affair
             s.expect((ArgumentError, InvalidHandle), d.launch, device, Launch(0, (1, 1, 1), 1, 0, ()))
     if s.offers("comm"):
         unique = d.comm_unique_id()
-        for device in (-1, s.count, 2**31 - 1):
+        for device in absent:
             s.expect(ArgumentError, d.comm_init, device, 1, 0, unique)
     s.upload(address, data)
     require(not s.download(address, 64).any(), "the device under test does not work any more")
