@@ -220,7 +220,7 @@ for _name, _fn, _find, _onnx in (("amax", np.max, np.argmax, "Max"), ("amin", np
        doc=f"The {_fn.__name__[-3:]}imum over the axes dim (None or (): all of them); NaN wins over every number.  "
            "A reduced axis without elements is a ShapeError.",
        samples=_samples(empty=False) + _NAN_SAMPLES, bad=(*_BAD, *_BAD_EMPTY), grad=_extreme_grad,
-       names={"aten": (_name,), "onnx": (f"Reduce{_onnx}",), "paddle": (_name,)})
+       names={"aten": (_name, _name[1:]), "onnx": (f"Reduce{_onnx}",), "paddle": (_name,)})
 
 for _name, _pick, _onnx in (("argmax", np.argmax, "ArgMax"), ("argmin", np.argmin, "ArgMin")):
     op(f"{_name}(Tensor x, int? dim=None, bool keepdim=false) -> Tensor", family="reduce", dtypes=NUMBERS,
