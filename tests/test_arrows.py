@@ -24,7 +24,7 @@ ALLOWED = {
     "bench": {"kernels", "hal", "reporting", "bridges"},
 }
 FRAMEWORKS = {"torch", "triton", "paddle", "tensorflow", "jax", "onnx", "onnxruntime", "scipy", "mpmath", "transformers", "matplotlib"}
-NATIVE = {"_native", ""}  # `from .. import _native`, and the package itself (its lazy face)
+NATIVE = {"_native", "__version__", ""}  # `from .. import _native`, and the package itself (its lazy face, its version)
 
 
 def _files():
