@@ -161,7 +161,8 @@ def _align_cost(item: int, topk_ids: Spec, *, num_experts: int, block_size: int)
 
 _ALIGNS = (("one", (1, 1), 1, 1), ("prime", (7, 3), 5, 4), ("one_expert", (33, 2), 1, 16), ("many_experts", (9, 2), 70, 8), ("past_tile", (130, 8), 9, 16),
            ("no_tokens", (0, 2), 3, 4), ("block_of_one", (11, 2), 4, 1), ("long", (1100, 2), 6, 64))
-_ALIGN_SAMPLES = [Sample(n, (_i(s, x, "int64" if n == "prime" else "int32"),), {"num_experts": x, "block_size": b}) for n, s, x, b in _ALIGNS] + [
+_ALIGN_SAMPLES = [Sample(n, (_i(s, x, "int64" if n == "long" else "int32"),), {"num_experts": x, "block_size": b}) for n, s, x, b in _ALIGNS] + [
+    Sample("either_dtype", (In((9, 2), values=tuple(i * i % 5 for i in range(18))),), {"num_experts": 5, "block_size": 4}),
     Sample("deepseek_v3", (_i((128, 8), 256, "int32"),), {"num_experts": 256, "block_size": 64}, "DeepSeek-V3 routing, 128 tokens", "llm", ("full", "llm"))]
 
 op("moe_align_block_size(Tensor topk_ids, int num_experts, int block_size) -> (Tensor sorted_token_ids, Tensor expert_ids, Tensor "
