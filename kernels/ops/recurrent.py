@@ -190,7 +190,7 @@ def _delta_sample(name, batch, length, heads, width, v_heads, v_width, state=Fal
 _DELTAS = [_delta_sample("one", 1, 1, 1, 1, 1, 1), _delta_sample("prime", 2, 7, 3, 5, 3, 11, True), _delta_sample("grouped", 1, 9, 2, 16, 6, 8),
            _delta_sample("scaled", 1, 5, 1, 7, 2, 3, True, True, 0.25), _delta_sample("past_tile", 1, 3, 1, 33, 1, 67, True),
            _delta_sample("no_time", 1, 0, 2, 3, 2, 4, True), _delta_sample("single", 3, 1, 2, 64, 4, 65, True),
-           _delta_sample("qwen3_next", 1, 64, 16, 128, 32, 128, True, True, None, "Qwen3-Next linear attention, 64 tokens", "llm", ("full", "llm")),
+           _delta_sample("qwen3_next", 1, 16, 16, 128, 32, 128, True, True, None, "Qwen3-Next linear attention, 16 tokens", "llm", ("full", "llm")),
            _delta_sample("qwen3_next_decode", 1, 1, 16, 128, 32, 128, True, True, None, "Qwen3-Next linear attention, one token", "llm", ("full", "llm"))]
 _Q, _V, _G = In((1, 3, 2, 4)), In((1, 3, 2, 5)), In((1, 3, 2))
 
