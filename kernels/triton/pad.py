@@ -24,6 +24,7 @@ from .shape import _single, full
 __all__ = ["KERNELS", "WHEN", "matrix"]
 
 BLOCK = 1024  # elements a program holds: 8 a thread at 4 warps of 32
+BACK = 512  # of a gradient, whose places along three axes are kept besides: 1024 spill on sm_80
 FAR = 2**31  # offsets from here on need 64 bits
 
 
@@ -182,11 +183,11 @@ def _back(reflect: bool, axes: int) -> Any:
         own = pairs("pad", pad, x.ndim, axes)[-axes:]
         n, m, before = _three([(a, b, p[0]) for a, b, p in zip(x.shape[-axes:], dy.shape[-axes:], own, strict=True)])
         most = [1] * (3 - axes) + [3 if reflect else 1 + max(b, 0) + max(a, 0) for b, a in own]
-        blocks = programs(total, BLOCK)
+        blocks = programs(total, BACK)
         with writable(out) as dx:
             launch(back_kernel, (capped(device_of(out), blocks),), contiguous(dy), dx, *_sizes(n), *_sizes(m), *map(Data, before), *map(Data, most), total,
-                   Data(blocks), REFLECT=reflect, FAR=max(total, dy.numel) + BLOCK >= FAR, ACC=tl.float64 if out.dtype.name == "float64" else tl.float32,
-                   BLOCK=BLOCK)
+                   Data(blocks), REFLECT=reflect, FAR=max(total, dy.numel) + BACK >= FAR, ACC=tl.float64 if out.dtype.name == "float64" else tl.float32,
+                   BLOCK=BACK)
 
     return run
 
@@ -216,4 +217,4 @@ def matrix() -> Iterator[tuple[str, Any, tuple, dict[str, Any], int]]:
             {"MODE": mode, "FAR": False, "BLOCK": BLOCK}, 4
     for reflect in (True, False):
         yield f"back reflect {reflect}", back_kernel, (("*fp32", True), ("*fp32", True), *(i32,) * 12, some, i32), \
-            {"REFLECT": reflect, "FAR": False, "ACC": tl.float32, "BLOCK": BLOCK}, 4
+            {"REFLECT": reflect, "FAR": False, "ACC": tl.float32, "BLOCK": BACK}, 4
