@@ -13,12 +13,18 @@ ROW_INLINE void FN(scores)(const masked_job *job, const char *x, const char *mas
   const uint8_t *bytes = (const uint8_t *)mask + at;
   if (job->mask.ndim == 1 && job->mask.stride[0] == 1) {
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; i++) e[i] = bytes[i] ? -(REAL)INFINITY : p[i] * scale;
+    for (int64_t i = 0; i < n; i++) {
+      REAL z = p[i] * scale;
+      e[i] = bytes[i] ? -(REAL)INFINITY : z;
+    }
     return;
   }
   const REAL *h = FN(fetch)(&job->mask, mask, at, n, hidden);
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; i++) e[i] = h[i] != 0 ? -(REAL)INFINITY : p[i] * scale;
+  for (int64_t i = 0; i < n; i++) {
+    REAL z = p[i] * scale;
+    e[i] = h[i] != 0 ? -(REAL)INFINITY : z;
+  }
 }
 
 static void FN(masked_row)(const masked_job *job, const char *x, const char *mask, char *y, int64_t seen, REAL *e) {
@@ -38,7 +44,10 @@ static void FN(masked_row)(const masked_job *job, const char *x, const char *mas
     REAL *run = keep ? e + at : e;
     if (!keep) FN(scores)(job, x, mask, at, n, run);
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; i++) run[i] = FN(row_exp)(run[i] - top);
+    for (int64_t i = 0; i < n; i++) { /* a masked score is 0 at once: its tiny exponential would underflow slowly */
+      REAL z = run[i], v = FN(row_exp)(z - top);
+      run[i] = z == -(REAL)INFINITY ? 0 : v;
+    }
     sum += FN(sum_chunk)(run, n);
   }
   REAL factor = (REAL)(1 / sum);
