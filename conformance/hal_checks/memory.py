@@ -370,11 +370,11 @@ def pinned(s: Subject) -> None:
         ctypes.memset(address, 0, 4096)
         s.driver.copy(s.device, Copy("d2h", address, target, 4096))
         require(ctypes.string_at(address, 4096) == data.tobytes(), f"{'managed' if managed else 'pinned'} memory brought wrong bytes back")
-        if s.offers("host_func"):
-            _read_in_turn(s, address, target)
         if managed:
             with suppress(NotOffered):
                 _in_kernels(s, address)
+        elif s.offers("host_func"):
+            _read_in_turn(s, address, target)
         s.driver.free(s.device, address)
     s.expect(ArgumentError, s.driver.host_alloc, s.device, 0)
     if s.offers("host_register") and s.offers("host_unregister"):
