@@ -195,6 +195,10 @@ def _facts(driver: Driver, device: int) -> dict[str, Any]:
     count = devices_of(driver)
     facts: dict[str, Any] = {"driver": driver.name, "vendor": driver.vendor, "driver_version": driver.version, "devices": count,
                              "groups": [g for g in GROUPS if offers(driver, g)], "adapter_path": str(getattr(driver, "path", ""))}
+    if library := str(getattr(driver, "library_path", "")):  # a table over a vendor's library, or over what stands in for it
+        remark = str(getattr(driver, "remark", ""))
+        facts |= {"library": library, "stand_in": str(getattr(driver, "stand_in", "")), "unconfirmed": dict(getattr(driver, "unconfirmed", {})),
+                  "vendor": f"{driver.vendor} ({remark})" if remark else driver.vendor}
     facts["extra"] = {"haian": _haian(), "adapter sha256": _digest(driver), "not offered, so not checked": ", ".join(g for g in GROUPS if not offers(driver, g)) or "-",
                       "runs": "every check bare and, where it means something, under the validation layer; HAIAN_VALIDATE changes neither"}
     if not 0 <= device < count:

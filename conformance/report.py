@@ -202,6 +202,21 @@ def _checks(lines: Sequence[dict[str, Any]]) -> Table:
 def _declared(header: dict[str, Any]) -> list[object]:
     """What the vendor changed, on top."""
     found: list[object] = []
+    said = f"{header.get('model')} {header.get('vendor')}"
+    stand_in = header.get("stand_in") or (header.get("extra") or {}).get("stand-in") or ("its model says so" if "stand-in" in said else "")
+    if stand_in:
+        found.append(
+            Note(
+                Text(
+                    f"A stand-in ({stand_in}), not the vendor's hardware: passes prove calling conventions.",
+                    f"替代运行库({stand_in}),不是厂商硬件:通过只说明调用约定正确。",
+                ),
+                "bad",
+            )
+        )
+    if header.get("unconfirmed"):
+        found.append(Note(Text("Taken as true, in no public source of the vendor's:", "厂商公开资料未证实的前提:"), "warn"))
+        found.append(Table([Text("subject", "主题"), Text("what", "内容")], [[k, v] for k, v in header["unconfirmed"].items()]))
     if header.get("reduced_matmul"):
         found.append(
             Note(
@@ -255,6 +270,7 @@ def _facts(header: dict[str, Any], seconds: float) -> list[tuple[object, object]
         pairs[1:1] = [
             (Text("driver", "驱动"), f"{header.get('driver')} {header.get('driver_version')}, {header.get('vendor')}"),
             (Text("adapter file", "适配器文件"), header.get("adapter_path") or "Python"),
+            *([(Text("vendor's library", "厂商库"), header["library"])] if header.get("library") else ()),
             (Text("groups offered", "提供的功能组"), ", ".join(header.get("groups", ())) or "-"),
             (Text("asynchronous", "异步"), Text("yes", "是") if header.get("async") else Text("no", "否")),
             (Text("validation", "校验层"), ", ".join(header["validation"])),

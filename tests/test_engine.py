@@ -13,8 +13,9 @@ import threading
 import numpy as np
 import pytest
 import standins
-from haian.adapters.engine.library import find, parse
+from haian.adapters.engine.library import bind, find, parse
 from haian.adapters.engine.table import CALLS
+from haian.conformance.allowances import Allowances
 from haian.hal.driver import Capabilities, Copy, Driver, Launch
 from haian.hal.errors import (
     ArgumentError,
@@ -68,7 +69,7 @@ def test_two_devices_with_facts(driver):
     if driver.table.attributes and "attribute" in driver._calls:
         assert a.max_threads == 1024 and a.multiprocessors == 4 and a.max_grid == (2**31 - 1, 65535, 65535) and a.max_shared_bytes == 64 << 10
     assert a.uuid == "" or a.uuid != b.uuid
-    assert a.streams and a.events and a.async_copy and a.vendor == driver.vendor
+    assert a.streams and a.events and a.async_copy and a.vendor == f"{driver.vendor} (stand-in)"
     assert driver.props(0) == a
     if driver.offers("module"):
         backend, arch, warp = a.triton_target
@@ -662,6 +663,90 @@ def test_a_library_that_lacks_symbols_loses_groups_only(tmp_path):
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(tmp_path / "none.so"), str(source)], check=True)
     driver = type(standins.driver("hip"))(str(tmp_path / "none.so"))
     assert driver.device_count() == 0 and "hipMalloc" in driver.why_none
+
+
+@pytest.mark.parametrize("name, symbol", [("ascend", "aclrtProcessReport"), ("ascend", "aclrtSubscribeReport"), ("cambricon", "cnSharedContextRelease"),
+                                          ("cuda", "cuCtxSetCurrent")])
+def test_half_of_what_belongs_together_is_refused_as_it_is_opened(name, symbol, tmp_path):
+    """Or a stream's sync would wait for a thread that died, and fini would raise KeyError."""
+    path, source = tmp_path / "less.so", standins.build(name)
+    raw, word = source.read_bytes(), symbol.encode()
+    assert b"\0" + word + b"\0" in raw
+    path.write_bytes(raw.replace(b"\0" + word + b"\0", b"\0Q" + word[1:] + b"\0"))
+    driver = type(standins.driver(name))(str(path))
+    assert driver.device_count() == 0 and f"lacks {symbol}(" in driver.why_none and "another version is needed" in driver.why_none
+    driver.fini()
+
+
+def test_a_stand_in_is_named_so_and_other_libraries_by_their_path(monkeypatch, tmp_path):
+    cls = type(standins.driver("tsingmicro"))
+    (tmp_path / "a").mkdir()
+    shutil.copy(standins.build("tsingmicro"), tmp_path / "a" / "libhpgr.so")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path / "a"))
+    for made in (cls(), cls(str(tmp_path / "a" / "libhpgr.so"))):
+        assert made.device_count() == 2 and made.stand_in == "host memory behind the vendor's names"
+        facts = made.props(0)
+        assert (facts.model, facts.vendor) == ("Tsingmicro (stand-in)", "Tsingmicro (stand-in)")
+        assert facts.extra["library"] == str(tmp_path / "a" / "libhpgr.so") and facts.extra["unconfirmed"] and facts.extra["stand-in"] == made.stand_in
+    raw = standins.build("tsingmicro").read_bytes()  # one that does not say so: the path says where it came from
+    (tmp_path / "b").mkdir()
+    silent = tmp_path / "b" / "libhpgr.so"
+    silent.write_bytes(raw.replace(b"\0haian_stand_in\0", b"\0qaian_stand_in\0"))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path / "b"))
+    for made in (cls(), cls(str(silent))):
+        assert made.device_count() == 2 and made.props(0).model == f"Tsingmicro (library {silent})" == made.props(0).vendor
+    monkeypatch.delenv("LD_LIBRARY_PATH")
+    installed = type("Installed", (cls,), {"table": dataclasses.replace(cls.table, paths=(str(tmp_path / "b"),))})()
+    assert installed.device_count() == 2 and installed.props(0).model == installed.props(0).vendor == "Tsingmicro"
+
+
+def test_reports_of_a_stand_in_say_so_on_top(tmp_path):
+    from haian.conformance.hal_runner import _facts, _header
+    from haian.conformance.report import _page
+
+    for name in ("ascend", "tsingmicro"):
+        driver = standins.driver(name)
+        facts = _facts(driver, 0)
+        assert facts["model"].endswith("(stand-in)") and facts["vendor"] == f"{driver.vendor} (stand-in)"
+        assert facts["unconfirmed"] == driver.unconfirmed and facts["library"] == driver.library_path and facts["stand_in"]
+        header = _header(f"{name}:0", "", 0, facts, Allowances(), (), (1, 1), 0)
+        page = _page(header, [], 0.1, "L2", "")
+        top = page[: page.index("Failures (")]
+        assert "A stand-in (host memory" in top and driver.library_path in top and all(k in top for k in driver.unconfirmed)
+
+
+BROKEN = {"constant face": "xMalloc(out, face)", "octal": "xMalloc(out, n, 010)", "minus": "xMalloc(out, n, -)", "a type that is none": "xMalloc(out, n:nonsense)",
+          "a type with a semicolon": "xMalloc(out, n:int); int system(char *s)", "an empty type": "xMalloc(out, n:)", "no symbol": "(out, n)", "half an alternate": "|x(out, n)",
+          "a keyword of C": "int(out, n)", "a struct by value": "xMalloc(out, n:struct foo)", "None": None, "bytes": b"xMalloc(out, n)", "an empty argument": "xMalloc(out,,n)",
+          "a symbol that begins with a digit": "1x(out, n)", "not of the call": "xMalloc(out, bytes)"}
+
+
+@pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
+def test_a_broken_line_of_a_table_is_named(line):
+    cls = type(standins.driver("hip"))
+    broken = type("Broken", (cls,), {"table": dataclasses.replace(cls.table, calls={**cls.table.calls, "malloc": line})})
+    with pytest.raises(ArgumentError) as said:
+        bind(broken.table, [str(standins.build("hip"))])
+    assert "'malloc'" in str(said.value) and repr(line) in str(said.value) and "\n" not in str(said.value)
+    driver = broken(str(standins.build("hip")))
+    assert driver.device_count() == 0 and repr(line) in driver.why_none
+
+
+def test_negative_codes_are_nobodys_and_a_count_is_a_count(tmp_path):
+    source = tmp_path / "odd.c"
+    driver_class = type(standins.driver("hip"))
+    for count, code in ((1, -2), (1, -600), (-1, 0), (2147483647, 0)):
+        source.write_text(f"int hipGetDeviceCount(int *n) {{ *n = {count}; return 0; }}\nint hipSetDevice(int d) {{ (void)d; return 0; }}\n"
+                          "int hipMalloc(void **p, unsigned long n) { *p = (void *)(n + 4096); return 0; }\n"
+                          f"int hipFree(void *p) {{ return !p; }}\nint hipDeviceSynchronize(void) {{ return {code}; }}\n")
+        path = tmp_path / f"odd{count}{code}.so"
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", str(path), str(source)], check=True)
+        driver = driver_class(str(path))
+        if count != 1:
+            assert driver.device_count() == 0 and f"counts {count} devices; needs 0 to 256" in driver.why_none
+            continue
+        with pytest.raises(InternalError, match=f"failed with {code}"):
+            driver.sync(0)
 
 
 def test_lines_of_a_table():

@@ -235,7 +235,7 @@ def test_ascend_begins_once_and_wants_a_context_on_each_thread():
 def test_ascend_capacities_statuses_and_launches():
     driver = standins.driver("ascend")
     facts = driver.props(0)
-    assert facts.model == "Ascend910B3" and facts.triton_target == ("npu", "Ascend910B3", 0) and facts.max_grid_product == 65535
+    assert facts.model == "Ascend910B3 (stand-in)" and facts.triton_target == ("npu", "Ascend910B3", 0) and facts.max_grid_product == 65535
     assert "float64" not in facts.dtypes_load and facts.max_shared_bytes == 64 << 10 and len(facts.uuid) == 32
     run_axpy(driver, (1000, 1, 1))
     run_axpy(driver, (10, 10, 10))
@@ -315,7 +315,7 @@ def test_cambricon_has_two_codes_for_not_ready():
 def test_kunlunxin_launches_in_three_calls():
     driver = standins.driver("kunlunxin")
     facts = driver.props(0)
-    assert facts.triton_target == ("xpu", 3, 1) and facts.model == "KL3" and facts.multiprocessors == 12 and facts.total_bytes == 64 << 20
+    assert facts.triton_target == ("xpu", 3, 1) and facts.model == "KL3 (stand-in)" and facts.multiprocessors == 12 and facts.total_bytes == 64 << 20
     order = []
     plain = dict(driver._calls)
     for name in ("argument_set", "config", "launch"):

@@ -67,6 +67,7 @@ TABLE = Runtime(
         "launch": "aclrtLaunchKernelWithHostArgs(function, blocks:unsigned, stream, 0:uintptr_t, packed:void *, size, 0:uintptr_t, 0:size_t)"},
     own={"soc": "", "mem_info_ddr": "free_out total_out", "enable_peer": "device", "subscribe": "thread stream", "unsubscribe": "thread stream", "report": "timeout", "sync_address": "out",
          "launch": "function blocks stream packed size"},
+    together=(("host_func", "subscribe", "unsubscribe", "report"),),
     ready_status={"stream_query": 0, "event_query": 1},  # the two enums are each other's opposite
     not_ready=frozenset({507006}),
     errors={100000: ArgumentError, 100001: EnvironmentMissing, 100002: EnvironmentMissing, 100029: ArgumentError, 107000: ArgumentError, 107001: ArgumentError,

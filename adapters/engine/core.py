@@ -18,6 +18,7 @@ from ...hal.driver import (
     DEVICE_TO_HOST,
     GROUPS,
     HOST_TO_DEVICE,
+    MAX_DEVICES,
     Capabilities,
     Driver,
 )
@@ -32,7 +33,7 @@ from ...hal.errors import (
 from ..xccl import LIBRARIES, Collectives, VendorCommunicators
 from .handles import Handles, Slot
 from .library import Bound, Found, bind, find
-from .table import REQUIRED, Facts, Runtime
+from .table import REQUIRED, TOGETHER, Facts, Runtime
 
 __all__ = ["Core"]
 
@@ -67,6 +68,9 @@ class Core(VendorCommunicators, Driver):
         self.looked: list[str] = []
         self.missing: list[str] = []
         self.why_none = ""
+        self.library_path = ""  # of the first library opened
+        self.stand_in = ""  # what the library says of itself where it is no vendor's
+        self.remark = ""  # stands behind model and vendor where the library is not known to be the vendor's
         self._given = [library] if isinstance(library, str) else list(library or ())
         self._lock = threading.RLock()
         self._bound: Bound | None = None
@@ -104,8 +108,11 @@ class Core(VendorCommunicators, Driver):
             self._count = 0
             if not found.paths:
                 return
+            self.library_path = found.paths[0]
             try:
                 self._count = self._start(found.paths)
+                self.stand_in = self._bound.stand_in if self._bound else ""
+                self.remark = "stand-in" if self.stand_in else f"library {self.library_path}" if self._given or found.by_search else ""
             except HaianError as error:  # a library that is there but finds no device, or cannot be used: no device
                 self._count, self.why_none = 0, str(error)
 
@@ -116,6 +123,11 @@ class Core(VendorCommunicators, Driver):
         absent = [c for c in REQUIRED if c not in self._calls]
         if absent:
             raise Unsupported(f"{self.name}: {paths[0]} lacks {', '.join(self.table.calls.get(c, c) for c in absent)}; another version is needed")
+        for calls in (*TOGETHER, *self.table.together):
+            named = [c for c in calls if c in self.table.calls]
+            lacks = [self.table.calls[c] for c in named if c not in self._calls]
+            if lacks and len(lacks) < len(named):
+                raise Unsupported(f"{self.name}: {paths[0]} lacks {', '.join(lacks)}, but has the calls that need it; another version is needed")
         self._copiers = {kind: self._copier(kind) for kind in (HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE)}
         self._callback = self._ffi.callback("void(void *)", self._run_host_func)
         for call in ("init", "driver_init"):
@@ -131,6 +143,8 @@ class Core(VendorCommunicators, Driver):
             if self._calls["driver_version"](version) == self.table.success:
                 self.version = self.table.version(version[0])
         _opened.add(self)
+        if not 0 <= count[0] <= MAX_DEVICES:
+            raise InternalError(f"{self.name}: {paths[0]} counts {count[0]} devices; needs 0 to {MAX_DEVICES}")
         if not count[0]:
             self.why_none = f"{paths[0]} finds no device"
         return count[0]
@@ -210,8 +224,7 @@ class Core(VendorCommunicators, Driver):
         if code in self.table.fatal:
             self._lost[device] = line
             return DeviceLost(f"{line}; reset the device, or start a new process")
-        known = self.table.errors.get(code) or self.table.errors.get(abs(code))
-        return (known or InternalError)(line)
+        return self.table.errors.get(code, InternalError)(line)
 
     def _enter(self, device: int) -> None:
         """Makes ``device`` current on this thread; two dictionary look-ups when it is already."""

@@ -126,7 +126,10 @@ class TableDriver(Core):
         get = facts.attributes.get
         offered = {g: self.offers(g) for g in ("stream", "event", "module")}
         more = table.more_dtypes(facts) if table.more_dtypes else ()
-        extra: dict[str, object] = {"visible_devices": table.visible_devices, "query_tool": table.query_tool}
+        extra: dict[str, object] = {"visible_devices": table.visible_devices, "query_tool": table.query_tool, "library": self.library_path,
+                                    "unconfirmed": "; ".join(f"{k}: {v}" for k, v in self.unconfirmed.items())}
+        if self.stand_in:
+            extra["stand-in"] = self.stand_in
         if facts.capability:
             extra["compute_capability"] = facts.capability
         asynchronous = offered["stream"] and ("copy_async" in self._calls or "copy_h2d" in self._calls)
@@ -143,6 +146,8 @@ class TableDriver(Core):
             "int64_math": "int64" in (table.dtypes if table.dtypes_math is None else table.dtypes_math), "extra": extra}
         made.update({k: v(facts) if callable(v) else v for k, v in table.facts.items() if k != "extra"})
         extra.update(table.facts.get("extra", {}))  # type: ignore[call-overload]
+        if self.remark:  # whoever reads a model or a report sees that it may be no chip of the vendor's
+            made |= {k: f"{made[k]} ({self.remark})" for k in ("model", "vendor") if self.remark not in str(made[k])}
         self._props[device] = Capabilities(**made)  # type: ignore[arg-type]
         return self._props[device]
 

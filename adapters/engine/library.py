@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from ...hal.errors import ArgumentError, EnvironmentMissing
+from ...hal.errors import ArgumentError, EnvironmentMissing, one_line
 from .table import CALLS, TYPES, Runtime
 
 __all__ = ["Found", "bind", "find", "parse"]
 
-_SPEC = re.compile(r"(?:(text) )?([\w|]+)\((.*)\)")
+_SPEC = re.compile(r"(?:(text) )?([A-Za-z_]\w*(?:\|[A-Za-z_]\w*)*)\((.*)\)", re.ASCII)
+_CONSTANT = re.compile(r"-?(?:0x[0-9a-fA-F]+|0|[1-9][0-9]*)", re.ASCII)
+_CTYPE = re.compile(r"[A-Za-z_]\w*(?: [A-Za-z_]\w*)*(?: ?\*)*|void \(\*\)\(void \*\)", re.ASCII)  # whether there is such a type cffi knows
+_SAYS = "const char *haian_stand_in(void);"  # a library that is no vendor's says so by having this function
 
 
 class Found:
@@ -27,6 +30,7 @@ class Found:
         self.paths: list[str] = []
         self.looked: list[str] = []
         self.why = ""
+        self.by_search = False  # the first library came from LD_LIBRARY_PATH, not from a folder of the vendor's or the system's
 
 
 @lru_cache(maxsize=1)
@@ -77,6 +81,7 @@ def find(table: Runtime) -> Found:
     folders = [p for p in map(_expand, table.paths) if os.path.isabs(p)]
     if not table.only_paths:
         folders += [p for p in _system(os.environ.get("LD_LIBRARY_PATH", "")) if os.path.isabs(p)]
+    known = {p for p in map(_expand, table.paths)} | {*_system("")}
     for names in table.libraries:
         path = refused = ""
         for name, folder in ((n, f) for n in names for f in dict.fromkeys(folders)):
@@ -86,6 +91,8 @@ def find(table: Runtime) -> Found:
                 continue
             if _trusted(candidate):
                 path = candidate
+                if not found.paths:
+                    found.by_search = folder not in known
                 break
             refused = found.why = f"{candidate} is writable by everyone; chmod o-w it"
         if not path and not refused and table.by_name:
@@ -105,18 +112,21 @@ def parse(call: str, spec: str, own: Mapping[str, str] | None = None) -> tuple[b
     Raises:
         ArgumentError: not a call of the engine, not of the form, or an argument the call does not have.
     """
-    match = _SPEC.fullmatch(spec)
+    match = _SPEC.fullmatch(spec) if isinstance(spec, str) else None
     known = {**CALLS, **(own or {})}
     if call not in known or not match:
         raise ArgumentError(f"call {call!r} = {spec!r}; needs a name of CALLS and 'symbol|alternate(argument, ...)'")
     given = known[call].split()
     arguments = []
-    for part in filter(None, (p.strip() for p in match[3].split(","))):
-        name, _, ctype = part.partition(":")
-        constant = re.fullmatch(r"-?(0x)?[0-9a-f]+", name) is not None
-        if not constant and name not in given:
-            raise ArgumentError(f"call {call!r}: argument {name!r}; it has {', '.join(given) or 'none'}")
-        arguments.append((name, ctype or ("unsigned" if constant else TYPES[name])))
+    for part in (p.strip() for p in match[3].split(",")) if match[3].strip() else ():
+        name, colon, ctype = part.partition(":")
+        constant = _CONSTANT.fullmatch(name) is not None
+        if not constant and (name not in given or not name.isidentifier()):
+            raise ArgumentError(f"call {call!r} = {spec!r}: argument {name!r}; it has {', '.join(given) or 'none'}, and numbers such as 7, -1, 0x10")
+        ctype = ctype if colon else "unsigned" if constant else TYPES.get(name, "")
+        if not _CTYPE.fullmatch(ctype):
+            raise ArgumentError(f"call {call!r} = {spec!r}: {part!r} has no C type such as {name}:int")
+        arguments.append((name, ctype))
     return match[1] is not None, tuple(match[2].split("|")), arguments
 
 
@@ -128,6 +138,7 @@ class Bound:
         self.calls: dict[str, Callable[..., Any]] = {}
         self.addresses: dict[str, int] = {}
         self.missing: list[str] = []
+        self.stand_in = ""  # what the first library says of itself where it is no vendor's
 
 
 @lru_cache(maxsize=32)
@@ -139,11 +150,23 @@ def _declared(text: str) -> Any:
     return ffi
 
 
+def _refused(line: str) -> str:
+    """Why cffi does not take a declaration, "" where it does."""
+    from cffi import FFI
+    ffi = FFI()
+    try:
+        ffi.cdef(line)
+        ffi.typeof(f"int(*){line[line.index('('):-1]}")  # a struct by value is found only here
+    except Exception as error:  # noqa: BLE001 - cffi's and its parser's own errors have no common class
+        return f"{type(error).__name__}: {one_line(error)}"
+    return ""
+
+
 def bind(table: Runtime, paths: list[str]) -> Bound:
     """Opens the libraries and binds every call whose symbol is there.
 
     Raises:
-        EnvironmentMissing: a library cannot be opened.
+        EnvironmentMissing: a library cannot be opened.  ArgumentError: a line of the table is not of the form; it is named.
     """
     parsed = {call: parse(call, spec, table.own) for call, spec in table.calls.items()}
     passes = {call: (table.own.get(call) or CALLS.get(call, "")).split() for call in parsed}
@@ -154,7 +177,14 @@ def bind(table: Runtime, paths: list[str]) -> Bound:
             line = f"{result} {symbol}({', '.join(t for _, t in arguments) or 'void'});"
             if declared.setdefault(symbol, line) != line:
                 raise ArgumentError(f"{table.name}: {symbol} is declared twice with different arguments")
-    ffi = _declared("\n".join(declared.values()))
+    try:
+        ffi = _declared("\n".join([*declared.values(), _SAYS]))
+        for line in declared.values():
+            if "struct " in line or "union " in line:
+                ffi.typeof(f"int(*){line[line.index('('):-1]}")
+    except Exception as error:  # noqa: BLE001 - cffi's and its parser's own errors have no common class
+        wrong = next(((call, why) for call, (_, symbols, _) in parsed.items() for s in symbols if (why := _refused(declared[s]))), ("?", one_line(error)))
+        raise ArgumentError(f"{table.name}: call {wrong[0]!r} = {table.calls.get(wrong[0])!r} is no declaration in C ({wrong[1]}); correct its types") from None
     libraries = []
     for i, path in enumerate(paths):
         try:
@@ -163,6 +193,9 @@ def bind(table: Runtime, paths: list[str]) -> Bound:
             if i == 0:
                 raise EnvironmentMissing(f"{table.name}: {path} cannot be loaded ({error})") from None
     bound = Bound(ffi)
+    if libraries and (says := getattr(libraries[0], "haian_stand_in", None)) is not None:
+        said = says()
+        bound.stand_in = ffi.string(said).decode(errors="replace") if said != ffi.NULL else "a library that says so"
     for call, (_, symbols, arguments) in parsed.items():
         for library, symbol in ((lib, s) for s in symbols for lib in libraries):
             try:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from ...hal.errors import HaianError
 
-__all__ = ["CALLS", "Facts", "REQUIRED", "Runtime", "TYPES"]
+__all__ = ["CALLS", "Facts", "REQUIRED", "Runtime", "TOGETHER", "TYPES"]
 
 # Argument names and their C types.  Pointers and handles travel as integers of pointer size; names ending in _out and
 # those with * are written by the vendor.
@@ -59,6 +59,9 @@ CALLS: dict[str, str] = {
 # Without these there is no driver at all.
 REQUIRED = ("device_count", "malloc", "free", "device_sync")
 
+# Of these, where a table names them, the library has all or none: half of them begins what nothing can end.
+TOGETHER = (("context_retain", "context_release", "set_context"),)
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -91,6 +94,7 @@ class Runtime:
     libraries: tuple[tuple[str, ...], ...]  # each library by its file names, best first; the first library must be there
     calls: Mapping[str, str]
     own: Mapping[str, str] = field(default_factory=dict)  # arguments of calls beside CALLS, which only this vendor's driver makes
+    together: tuple[tuple[str, ...], ...] = ()  # beside TOGETHER: calls of which the library has all or none
     paths: tuple[str, ...] = ()  # folders, "$VARIABLE/lib64" allowed; LD_LIBRARY_PATH and the system's come after them
     only_paths: bool = False  # the file names are also another vendor's: look nowhere else
     by_name: bool = False  # as a last resort ask the dynamic loader by name: the library sits where only it knows

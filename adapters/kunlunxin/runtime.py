@@ -78,7 +78,7 @@ XRE = Runtime(
     own={"argument_set": "packed size offset", "config": "clusters cores stream", "launch": "function"},
     directions={"h2d": 1, "d2h": 0, "d2d": 2},
     not_ready=frozenset({716, -716}),
-    errors=_ERRORS, texts=_TEXTS | {-k: v for k, v in _TEXTS.items()},  # some calls answer with the negative number
+    errors=_ERRORS | {-k: v for k, v in _ERRORS.items()}, texts=_TEXTS | {-k: v for k, v in _TEXTS.items()},  # some calls answer with the negative number
     fatal=frozenset(_FATAL) | {-c for c in _FATAL},
     attribute_type="size_t",
     attributes={"pci": 0, "model": 4, "clusters": 7},

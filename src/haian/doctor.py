@@ -24,7 +24,8 @@ _PACKAGES = {"triton": "operators on devices fall back to the host; install haia
 def examine() -> dict[str, Any]:
     """Everything as plain data: ``host`` and ``packages`` (what: found), ``adapters`` (one dict each).
 
-    An adapter: name, source, status, error, devices, vendor, version; those made from a table also note (why there is no device), looked
+    An adapter: name, source, status, error, devices, vendor, version; those made from a table also library (the file opened), stand_in (what
+    it says of itself where it is no vendor's), note (why there is no device), looked
     (the files and folders looked at), missing (symbols the library lacks), unconfirmed (subject: what no public source settles),
     query_tool, query_tool_path ("" where it is not installed) and visible_devices (the variable that restricts).
     """
@@ -46,7 +47,9 @@ def examine() -> dict[str, Any]:
         row = record.row()
         driver = record.driver
         if driver is not None:
-            row |= {"vendor": driver.vendor, "version": driver.version}
+            remark, library = getattr(driver, "remark", ""), getattr(driver, "library_path", "")
+            row |= {"vendor": f"{driver.vendor} ({remark})" if remark else driver.vendor, "version": driver.version}
+            row |= {"library": library, "stand_in": getattr(driver, "stand_in", "")} if library else {}
             about: Any = getattr(driver, "table", None)
             if hasattr(about, "query_tool"):
                 row |= {"query_tool": about.query_tool, "query_tool_path": about.query_tool and shutil.which(about.query_tool) or "",
@@ -83,6 +86,8 @@ def show(found: dict[str, Any], verbose: bool) -> None:
         print(f"\n{len(left_out)} skipped, since HAIAN_ADAPTERS={os.environ.get('HAIAN_ADAPTERS', '')} does not name them: {', '.join(left_out)}")
     details = []
     for a in found["adapters"]:
+        if (verbose or a["devices"]) and a.get("library"):
+            details.append([a["name"], "library" if not a["stand_in"] else f"stand-in: {a['stand_in']}", a["library"]])
         if verbose or a["devices"]:
             details += [[a["name"], "not in the library", symbol] for symbol in a.get("missing", ())]
         if verbose:

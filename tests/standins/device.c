@@ -9,6 +9,9 @@
 #include <unistd.h>
 #include <fcntl.h>
 
+const char *haian_stand_in(void); /* asked by adapters/engine/library.py */
+const char *haian_stand_in(void) { return "host memory behind the vendor's names"; }
+
 #define ALIGN 256u
 #define GAP ALIGN /* between blocks, so that one past the end of a block is nobody's */
 #define ARENA (2ull * SI_BYTES)
