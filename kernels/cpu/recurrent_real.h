@@ -56,7 +56,7 @@ static void FN(selective_channels)(void *ctx, int64_t lo, int64_t hi) {
     if (job->bias) bias = ((const REAL *)job->bias->data)[d * job->bias->stride[0]];
     FN(load)(job->a->dtype, (const char *)job->a->data + d * job->a->stride[0] * wide, job->a->stride[1], n, a);
     for (int which = 0; which < 2; which++)
-      if (!job->p[which].turned) {
+      if (job->p[which].t->ndim == 2) {
         const haian_tensor *t = job->p[which].t;
         FN(load)(t->dtype, (const char *)t->data + d * t->stride[0] * wide, t->stride[1], n, fixed[which]);
       }
