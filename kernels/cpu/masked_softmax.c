@@ -3,7 +3,7 @@
 #include "row.h"
 
 #define MASKED_ROOM 8192 /* scores of a row kept between its passes: 32 KiB of f32; longer rows are read again */
-#define MASKED_RUN 1024   /* scores written at a time */
+#define MASKED_RUN 1024  /* scores written at a time */
 
 typedef struct masked_job {
   bool stream;
