@@ -322,7 +322,7 @@ def as_torch(torch, x):
 FLASH = {"no_keys", "wide_value", "row_sees_nothing", "row_all_minus_inf", "causal_and_mask", "no_queries", "no_batch"}
 DIFFERS = {"scaled_dot_product_flash_attention": FLASH, "scaled_dot_product_flash_attention_backward": FLASH,
            "index_add": {"scalar"}}
-WITHOUT = {"fused_rms_norm_backward", "rand", "dropout", "native_dropout"}
+WITHOUT = {"fused_rms_norm_backward"} | {op.name for op in OPS.values() if op.random}
 
 
 @pytest.mark.parametrize("op", cases(MINE, WITHOUT))

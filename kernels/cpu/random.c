@@ -1,7 +1,8 @@
-/* rand, dropout and native_dropout from counter-based Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy
- * as 1, 2, 3", SC 2011).  Not here: other distributions, and generators that keep state (a caller advances `offset`).
+/* rand, uniform, normal, randint, bernoulli, dropout and native_dropout from counter-based Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy
+ * as 1, 2, 3", SC 2011).  Not here: generators that keep state (a caller advances `offset`).
  * key = (seed low, seed high), counter = (block low, block high, offset low, offset high); element i of the row-major
  * order takes word i % 4 of block i / 4 (float64: words 2i and 2i + 1), whatever the strides and the thread count. */
+#include "simd.h"
 #include "strided.h"
 
 #define BLOCKS 64 /* made together: the rounds run over them as vectors */
@@ -68,7 +69,13 @@ static void philox(uint64_t seed, uint64_t offset, uint64_t first, uint32_t *wor
   }
 }
 
+enum made { RAND, UNIFORM, NORMAL, WHOLE, CHANCE, DROPPED };
+
 typedef struct random_job {
+  enum made made;
+  double first, spread; /* UNIFORM: low, high - low; NORMAL: mean, standard deviation */
+  int64_t low;          /* WHOLE: low + (word * count >> 32) */
+  uint64_t count;
   haian_walk walk;  /* row-major; tensor 0 = out, 1 = x, 2 = mask */
   char *out, *mask; /* mask may be NULL */
   const char *x;
@@ -102,6 +109,131 @@ static void uniform(int32_t dtype, const uint32_t *restrict w, void *restrict to
     for (int64_t i = 0; i < n; i++) wide[i] = (float)(int32_t)(w[i] >> 24) * 0x1p-8f;
     HAIAN_SYM(f32_to_bf16)(wide, to, n);
   }
+}
+
+/* sin(f pi / 2) and cos(f pi / 2) for |f| <= 1/2: Taylor series, whose next term is below 2^-28 and 2^-57 of the result */
+#define QUARTER_TURN(T, name, half_pi, sine, cosine)          \
+  HAIAN_INLINE void name(T f, T *restrict s, T *restrict c) { \
+    T x = f * half_pi, z = x * x, p, q;                       \
+    sine;                                                     \
+    cosine;                                                   \
+    *s = x + x * (z * p);                                     \
+    *c = (T)1 + z * q;                                        \
+  }
+QUARTER_TURN(float, quarter_turnf, 0x1.921fb6p+0f,
+             p = ((z * (1 / 362880.0f) - 1 / 5040.0f) * z + 1 / 120.0f) * z - 1 / 6.0f,
+             q = (((z * (-1 / 3628800.0f) + 1 / 40320.0f) * z - 1 / 720.0f) * z + 1 / 24.0f) * z - 0.5f)
+QUARTER_TURN(
+    double, quarter_turn, 0x1.921fb54442d18p+0,
+    p = ((((((z * (1 / 355687428096000.0) - 1 / 1307674368000.0) * z + 1 / 6227020800.0) * z - 1 / 39916800.0) * z +
+           1 / 362880.0) *
+              z -
+          1 / 5040.0) *
+             z +
+         1 / 120.0) *
+            z -
+        1 / 6.0,
+    q = (((((((z * (1 / 20922789888000.0) - 1 / 87178291200.0) * z + 1 / 479001600.0) * z - 1 / 3628800.0) * z +
+            1 / 40320.0) *
+               z -
+           1 / 720.0) *
+              z +
+          1 / 24.0) *
+             z -
+         0.5))
+
+/* n normal numbers, in pairs r cos(2 pi v), r sin(2 pi v) with r = sqrt(-2 log u), u in (0, 1], v in [0, 1) (Box & Muller
+ * 1958).  A whole number of quarter turns leaves v exactly, so that values near 0 keep their digits. */
+static void normal(const random_job *job, const uint32_t *restrict w, void *to, int64_t n) {
+  if (job->dtype == HAIAN_F64) {
+    double made[WORDS / 2], mean = job->first, std = job->spread;
+    for (int64_t i = 0; i < (n + 1) / 2; i++) {
+      double u = (double)(int64_t)((((uint64_t)w[4 * i] << 21) ^ (w[4 * i + 1] >> 11)) + 1) * 0x1p-53;
+      double t = (double)(int64_t)(((uint64_t)w[4 * i + 2] << 21) ^ (w[4 * i + 3] >> 11)) * 0x1p-51, s, c;
+      double turns = rint(t), r = sqrt(-2.0 * haian_log(u));
+      int64_t q = (int64_t)turns;
+      quarter_turn(t - turns, &s, &c);
+      double x = q & 1 ? -s : c, y = q & 1 ? c : s;
+      made[2 * i] = mean + std * (r * (q & 2 ? -x : x));
+      made[2 * i + 1] = mean + std * (r * (q & 2 ? -y : y));
+    }
+    memcpy(to, made, (size_t)n * sizeof(double));
+    return;
+  }
+  float made[WORDS], mean = (float)job->first, std = (float)job->spread;
+  for (int64_t i = 0; i < (n + 1) / 2; i++) {
+    float u = (float)(int32_t)((w[2 * i] >> 8) + 1) * 0x1p-24f, t = (float)(int32_t)(w[2 * i + 1] >> 8) * 0x1p-22f;
+    float turns = rintf(t), r = sqrtf(-2.0f * haian_logf(u)), s, c;
+    int32_t q = (int32_t)turns;
+    quarter_turnf(t - turns, &s, &c);
+    float x = haian_pickf(q & 1, -s, c), y = haian_pickf(q & 1, c, s);
+    made[2 * i] = mean + std * (r * haian_pickf(q & 2, -x, x));
+    made[2 * i + 1] = mean + std * (r * haian_pickf(q & 2, -y, y));
+  }
+  if (job->dtype == HAIAN_F32) memcpy(to, made, (size_t)n * sizeof(float));
+  else if (job->dtype == HAIAN_F16) HAIAN_SYM(f32_to_f16)(made, to, n);
+  else HAIAN_SYM(f32_to_bf16)(made, to, n);
+}
+
+/* low + spread * u with the 24 bits of float32, or 53 of float64 */
+static void between(const random_job *job, const uint32_t *restrict w, void *to, int64_t n) {
+  double wide[WORDS];
+  float made[WORDS], low = (float)job->first, spread = (float)job->spread;
+  if (job->dtype == HAIAN_F64) {
+    uniform(HAIAN_F64, w, wide, n);
+    for (int64_t i = 0; i < n; i++) wide[i] = job->first + job->spread * wide[i];
+    memcpy(to, wide, (size_t)n * sizeof(double));
+    return;
+  }
+  for (int64_t i = 0; i < n; i++) made[i] = low + spread * ((float)(int32_t)(w[i] >> 8) * 0x1p-24f);
+  if (job->dtype == HAIAN_F32) memcpy(to, made, (size_t)n * sizeof(float));
+  else if (job->dtype == HAIAN_F16) HAIAN_SYM(f32_to_f16)(made, to, n);
+  else HAIAN_SYM(f32_to_bf16)(made, to, n);
+}
+
+#define WHOLE_AS(T) \
+  for (int64_t i = 0; i < n; i++) ((T *)to)[i] = (T)(job->low + (int64_t)((uint64_t)w[i] * job->count >> 32))
+static void whole(const random_job *job, const uint32_t *restrict w, void *to, int64_t n) {
+  switch (haian_itemsize(job->dtype)) { /* count at most 2^32: no product passes 64 bits */
+    case 1:
+      WHOLE_AS(uint8_t);
+      return;
+    case 2:
+      WHOLE_AS(uint16_t);
+      return;
+    case 4:
+      WHOLE_AS(uint32_t);
+      return;
+    default:
+      WHOLE_AS(uint64_t);
+  }
+}
+
+/* 1 where the 24-bit uniform number is below the element of p, else 0 (NaN: 0) */
+static void chance(int32_t dtype, const uint32_t *restrict w, const void *from, void *to, int64_t n) {
+  float p[WORDS];
+  if (dtype == HAIAN_F64) {
+    const double *wide = from;
+    for (int64_t i = 0; i < n; i++) ((double *)to)[i] = (double)(int32_t)(w[i] >> 8) * 0x1p-24 < wide[i] ? 1.0 : 0.0;
+    return;
+  }
+  if (dtype == HAIAN_F32) memcpy(p, from, (size_t)n * sizeof(float));
+  else if (dtype == HAIAN_F16) HAIAN_SYM(f16_to_f32)(from, p, n);
+  else HAIAN_SYM(bf16_to_f32)(from, p, n);
+  if (dtype == HAIAN_F32) {
+    for (int64_t i = 0; i < n; i++) ((float *)to)[i] = (float)(int32_t)(w[i] >> 8) * 0x1p-24f < p[i] ? 1.0f : 0.0f;
+  } else {
+    uint16_t one = dtype == HAIAN_F16 ? 0x3c00 : 0x3f80;
+    for (int64_t i = 0; i < n; i++) ((uint16_t *)to)[i] = (float)(int32_t)(w[i] >> 8) * 0x1p-24f < p[i] ? one : 0;
+  }
+}
+
+static void make(const random_job *job, const uint32_t *words, const void *from, void *to, int64_t n) {
+  if (job->made == UNIFORM) between(job, words, to, n);
+  else if (job->made == NORMAL) normal(job, words, to, n);
+  else if (job->made == WHOLE) whole(job, words, to, n);
+  else if (job->made == CHANCE) chance(job->dtype, words, from, to, n);
+  else uniform(job->dtype, words, to, n);
 }
 
 /* y = x * scale where kept, else 0; keep gets 1 or 0. */
@@ -167,8 +299,8 @@ static void random_groups(void *ctx, int64_t lo, int64_t hi) {
     if (job->x && job->contiguous) from = job->x + i * item;
     else if (job->x) exchange(&job->walk, &x, 1, (char *)(uintptr_t)job->x, taken, n, item, true);
     char *to = job->contiguous && !job->stream ? job->out + i * item : made;
-    if (job->x) drop(job, words, from, to, keep, n);
-    else uniform(job->dtype, words, to, n);
+    if (job->made == DROPPED) drop(job, words, from, to, keep, n);
+    else make(job, words, from, to, n);
     if (job->contiguous && job->stream) haian_copy_run(job->out + i * item, made, n * item, true);
     if (!job->contiguous) exchange(&job->walk, &out, 0, job->out, made, n, item, false);
     if (job->mask && job->contiguous) memcpy(job->mask + i, keep, (size_t)n);
@@ -200,21 +332,76 @@ static void run_job(random_job *job, const haian_tensor *out, const haian_tensor
   haian_parallel_for((out->numel + group - 1) / group, GRAIN / WORDS, random_groups, job);
 }
 
-static int32_t run_rand(const haian_args *args) {
-  HAIAN_REQUIRE(args->n_out == 1 && args->n_attr == 4 && args->attr[0].kind == HAIAN_INTS &&
-                    args->attr[1].kind == HAIAN_INT && args->attr[2].kind == HAIAN_INT,
-                HAIAN_INVALID_ARGUMENT, "rand: %d outputs, %d attributes; needs out, and shape, seed, offset, dtype",
-                args->n_out, args->n_attr);
+static double number_of(const haian_attr *a) { return a->kind == HAIAN_INT ? (double)a->i : a->f; }
+
+/* Fills out from shape, `numbers` numbers, seed, offset and dtype. */
+static int32_t run_made(const haian_args *args, const char *op, int numbers, uint32_t dtypes, random_job *job) {
+  int seed = 1 + numbers;
+  HAIAN_REQUIRE(args->n_out == 1 && args->n_attr == numbers + 4 && args->attr[0].kind == HAIAN_INTS &&
+                    args->attr[seed].kind == HAIAN_INT && args->attr[seed + 1].kind == HAIAN_INT,
+                HAIAN_INVALID_ARGUMENT,
+                "%s: %d outputs, %d attributes; needs out, and shape, %d numbers, seed, offset, dtype", op, args->n_out,
+                args->n_attr, numbers);
+  for (int i = 1; i <= numbers; i++)
+    HAIAN_REQUIRE(args->attr[i].kind == HAIAN_INT || (args->attr[i].kind == HAIAN_FLOAT && job->made != WHOLE),
+                  HAIAN_INVALID_ARGUMENT, "%s: attribute %d is no number; pass one", op, i);
   const haian_tensor *out = args->out[0];
   const haian_attr *shape = &args->attr[0];
-  HAIAN_REQUIRE((HAIAN_FLOATS >> out->dtype) & 1, HAIAN_DTYPE,
-                "rand: out is %s; takes float16, bfloat16, float32, "
-                "float64",
-                haian_dtype_name(out->dtype));
+  HAIAN_REQUIRE((dtypes >> out->dtype) & 1, HAIAN_DTYPE, "%s: out is %s; takes %s", op, haian_dtype_name(out->dtype),
+                job->made == WHOLE ? "int8 to int64, uint8" : "float16, bfloat16, float32, float64");
   HAIAN_REQUIRE(shape->count == out->ndim && memcmp(shape->v, out->shape, (size_t)out->ndim * sizeof *shape->v) == 0,
-                HAIAN_SHAPE, "rand: out is %s; needs the given shape of %d axes", HAIAN_SHAPE_OF(out), shape->count);
-  random_job job = {.seed = (uint64_t)args->attr[1].i, .offset = (uint64_t)args->attr[2].i};
-  run_job(&job, out, NULL, NULL);
+                HAIAN_SHAPE, "%s: out is %s; needs the given shape of %d axes", op, HAIAN_SHAPE_OF(out), shape->count);
+  job->seed = (uint64_t)args->attr[seed].i;
+  job->offset = (uint64_t)args->attr[seed + 1].i;
+  if (job->made == WHOLE) {
+    int64_t low = args->attr[1].i, high = args->attr[2].i;
+    int bits = 8 * haian_itemsize(out->dtype), sign = out->dtype == HAIAN_U8 ? 0 : 1;
+    int64_t most = bits == 64 ? INT64_MAX : (INT64_C(1) << (bits - sign)) - 1, least = sign ? -most - 1 : 0;
+    HAIAN_REQUIRE(low < high && low >= least && high - 1 <= most && (uint64_t)high - (uint64_t)low <= UINT64_C(1) << 32,
+                  HAIAN_INVALID_ARGUMENT,
+                  "%s: low %lld, high %lld; needs low < high, 2^32 numbers at most, all of them %s", op, (long long)low,
+                  (long long)high, haian_dtype_name(out->dtype));
+    job->low = low;
+    job->count = (uint64_t)high - (uint64_t)low;
+  } else if (numbers == 2) {
+    job->first = number_of(&args->attr[1]);
+    job->spread = number_of(&args->attr[2]) - (job->made == UNIFORM ? job->first : 0.0);
+    HAIAN_REQUIRE(job->spread >= 0 && job->spread < INFINITY && job->first - job->first == 0, HAIAN_INVALID_ARGUMENT,
+                  "%s: %g and %g; needs %s", op, job->first, number_of(&args->attr[2]),
+                  job->made == UNIFORM ? "finite low <= high" : "a finite mean and a standard deviation of 0 or more");
+  }
+  run_job(job, out, NULL, NULL);
+  return HAIAN_OK;
+}
+#define INTS \
+  (HAIAN_BIT(HAIAN_I8) | HAIAN_BIT(HAIAN_I16) | HAIAN_BIT(HAIAN_I32) | HAIAN_BIT(HAIAN_I64) | HAIAN_BIT(HAIAN_U8))
+static int32_t run_rand(const haian_args *args) {
+  return run_made(args, "rand", 0, HAIAN_FLOATS, &(random_job){.made = RAND});
+}
+static int32_t run_uniform(const haian_args *args) {
+  return run_made(args, "uniform", 2, HAIAN_FLOATS, &(random_job){.made = UNIFORM});
+}
+static int32_t run_normal(const haian_args *args) {
+  return run_made(args, "normal", 2, HAIAN_FLOATS, &(random_job){.made = NORMAL});
+}
+static int32_t run_randint(const haian_args *args) {
+  return run_made(args, "randint", 2, INTS, &(random_job){.made = WHOLE});
+}
+
+static int32_t run_bernoulli(const haian_args *args) {
+  HAIAN_REQUIRE(args->n_in == 1 && args->n_out == 1 && args->n_attr == 2 && args->in[0] &&
+                    args->attr[0].kind == HAIAN_INT && args->attr[1].kind == HAIAN_INT,
+                HAIAN_INVALID_ARGUMENT,
+                "bernoulli: %d inputs, %d outputs, %d attributes; needs p, out, and seed, offset", args->n_in,
+                args->n_out, args->n_attr);
+  const haian_tensor *p = args->in[0], *out = args->out[0];
+  HAIAN_REQUIRE(((HAIAN_FLOATS >> p->dtype) & 1) && out->dtype == p->dtype, HAIAN_DTYPE,
+                "bernoulli: p is %s and out %s; needs one floating dtype", haian_dtype_name(p->dtype),
+                haian_dtype_name(out->dtype));
+  HAIAN_REQUIRE(haian_same_shape(p, out), HAIAN_SHAPE, "bernoulli: p is %s and out %s; they must be equal",
+                HAIAN_SHAPE_OF(p), HAIAN_SHAPE_OF(out));
+  random_job job = {.made = CHANCE, .seed = (uint64_t)args->attr[0].i, .offset = (uint64_t)args->attr[1].i};
+  run_job(&job, out, p, NULL);
   return HAIAN_OK;
 }
 
@@ -239,7 +426,8 @@ static int32_t run_dropout_as(const haian_args *args, const char *op, int output
   HAIAN_REQUIRE(p >= 0 && p <= 1, HAIAN_INVALID_ARGUMENT, "%s: p is %g; needs 0 <= p <= 1", op, p);
   double steps = p * 0x1p24; /* exact; word * 2^-24 >= p where word >= the next integer */
   uint32_t threshold = (uint32_t)steps + ((double)(uint32_t)steps < steps);
-  random_job job = {.seed = (uint64_t)args->attr[1].i,
+  random_job job = {.made = DROPPED,
+                    .seed = (uint64_t)args->attr[1].i,
                     .offset = (uint64_t)args->attr[2].i,
                     .threshold = threshold,
                     .scale = p < 1 ? 1.0 / (1.0 - p) : 0.0};
@@ -252,6 +440,10 @@ static int32_t run_native_dropout(const haian_args *args) { return run_dropout_a
 
 const haian_kernel_entry HAIAN_TABLE(random)[] = {
     {"rand", run_rand, HAIAN_FLOATS, NULL},
+    {"uniform", run_uniform, HAIAN_FLOATS, NULL},
+    {"normal", run_normal, HAIAN_FLOATS, NULL},
+    {"randint", run_randint, INTS, NULL},
+    {"bernoulli", run_bernoulli, HAIAN_FLOATS, NULL},
     {"dropout", run_dropout, HAIAN_FLOATS, NULL},
     {"native_dropout", run_native_dropout, HAIAN_FLOATS, NULL},
     {NULL, NULL, 0, NULL},
