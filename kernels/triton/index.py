@@ -236,15 +236,15 @@ def _add_rows(x: Tensor | None, index: Tensor, source: Tensor, y: Tensor, shape:
     """All contiguous; y and x as ``shape`` (outer, n, inner)."""
     outer, n, inner = shape
     columns, length = outer * inner, index.numel
-    block_c = min(next_power_of_2(columns), 256)
-    block_n = min(next_power_of_2(n), 2 * TILE // block_c, 64)
+    block_c = 16 if columns <= 16 else 64 if columns <= 64 else 256  # few sizes of blocks: each is compiled for every dtype
+    block_n = min(2 * TILE // block_c, 64)
     blocks_c = programs(columns, block_c)
     blocks = programs(n, block_n) * blocks_c
     acc = _ACC.get(y.dtype.name, tl.float32)
-    launch(add_rows_kernel, (capped(device_of(y), blocks),), y if x is None else x, index, source, y, n, length, inner, columns,
-           _alpha(alpha, acc), Data(skip or 0), blocks, blocks_c, GIVEN=x is not None,
+    launch(add_rows_kernel, (capped(device_of(y), blocks),), y if x is None else x, index, source, y, Data(n), Data(length), inner,
+           Data(columns), _alpha(alpha, acc), Data(skip or 0), Data(blocks), Data(blocks_c), GIVEN=x is not None,
            SKIP=skip is not None, FAR=_far(columns * n, columns * length), BLOCK_N=block_n, BLOCK_C=block_c,
-           BLOCK_J=min(next_power_of_2(length), 512), ACC=acc)
+           BLOCK_J=64 if length <= 64 else 512, ACC=acc)
 
 
 def embedding_dense_backward(dy: Tensor, indices: Tensor, *, num_weights: int, padding_idx: int, out: Tensor) -> None:
@@ -289,7 +289,8 @@ def scatter_add(x: Tensor, index: Tensor, src: Tensor, *, dim: int, out: Tensor)
         block_j = min(next_power_of_2(length), max(4 * TILE // (block_c * block_n), 1))
         blocks_c = programs(columns, block_c)
         blocks = programs(n, block_n) * blocks_c
-        launch(add_each_kernel, (capped(device_of(y), blocks),), contiguous(part), packed, src, y, n, length, inner, columns, blocks, blocks_c,
+        launch(add_each_kernel, (capped(device_of(y), blocks),), contiguous(part), packed, src, y, Data(n), Data(length), inner,
+               Data(columns), Data(blocks), Data(blocks_c),
                FAR=_far(columns * n, columns * length), BLOCK_N=block_n, BLOCK_C=block_c, BLOCK_J=block_j,
                ACC=_ACC.get(y.dtype.name, tl.float32))
 
