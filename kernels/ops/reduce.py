@@ -279,6 +279,26 @@ def _prod(x, *, dim, keepdim, dtype):
         return np.asarray(np.prod(x, axis=axes("prod", dim, x.ndim), keepdims=keepdim, dtype=acc))
 
 
+def _prod_grad(o, dy, inputs, y, attrs):
+    """dy times the product of all other elements: of those before and of those behind, so that zeros do no harm."""
+    x = inputs[0]
+    over = axes("gradient", attrs["dim"], x.ndim)
+    kept = tuple(i for i in range(x.ndim) if i not in over)
+    lead, n = tuple(x.shape[i] for i in kept), count([x.shape[i] for i in over])
+    if not n:
+        return (zeros(o, x.shape, x.dtype),)
+    rows = o.copy(x.permute((*kept, *over))).reshape((*lead, n))
+    one = o.full((*lead, 1), 1.0, dtype=x.dtype)
+
+    def others(z):
+        return o.cumprod(o.cat((one, o.slice(z, -1, 0, n - 1)), -1), -1)
+
+    around = o.mul(others(rows), o.flip(others(o.flip(rows, (len(lead),))), (len(lead),)))
+    g = o.mul(around, o.cast(dy, dtype=x.dtype).reshape((*lead, 1))).reshape((*lead, *(x.shape[i] for i in over)))
+    order = (*kept, *over)
+    return (o.copy(g.permute(tuple(order.index(i) for i in range(x.ndim)))),)
+
+
 def _pair(name):
     one = _fold(name, FLOATS)
 
@@ -311,7 +331,7 @@ op("prod(Tensor x, int[]? dim=None, bool keepdim=false, *, dtype? dtype=None) ->
        "it wraps.  dtype: a wider floating dtype of the result.  The product of no elements is 1.",
    samples=[*(s for s in _some(without=("tall", "past_tile")) if s.name != "bert_hidden"), Sample("long", (In((1025,), values=_BALANCED),), {"dim": 0}),
             Sample("empty_axis", (In((4, 0)),), {"dim": 1}), Sample("to_float64", (In((5, 33)),), {"dim": 0, "dtype": _F64})],
-   bad=(*_BAD, _BAD_NARROW), names={"aten": ("prod", "prod.dim_int"), "onnx": ("ReduceProd",), "paddle": ("prod",)})
+   bad=(*_BAD, _BAD_NARROW), grad=_prod_grad, names={"aten": ("prod", "prod.dim_int"), "onnx": ("ReduceProd",), "paddle": ("prod",)})
 
 op("std(Tensor x, int[]? dim=None, *, float correction=1, bool keepdim=false) -> Tensor", family="reduce", dtypes=FLOATS,
    infer=_infer_std, rule="reduce", reference=lambda x, **a: np.sqrt(_var(x, **a)), budget=Conditioned(k=4, terms=_length),
