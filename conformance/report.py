@@ -16,6 +16,7 @@ from typing import Any
 from ..hal.errors import ArgumentError
 from ..kernels.ops import OPS
 from ..reporting.page import Cell, Facts, Note, Section, Table, Text, render
+from .audit import audit
 from .cases import SUITE_VERSION, cases, counts, digest
 from .levels import LEVELS, granted, granted_hal
 
@@ -427,6 +428,9 @@ def read(report: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[str,
         kinds[kind].append(row)
     if not kinds["header"]:
         raise ArgumentError(f"report {path}: has no header line; {needs}")
+    if len(kinds["header"]) > 1 or len(kinds["footer"]) > 1 or rows[0] is not kinds["header"][0] or kinds["footer"] and rows[-1] is not kinds["footer"][0]:
+        raise ArgumentError(f"report {path}: {len(kinds['header'])} header and {len(kinds['footer'])} footer lines; {needs}, which has one header as its "
+                            "first line and, when it is finished, one footer as its last")
     return kinds["header"][0], kinds["line"], kinds["footer"][0] if kinds["footer"] else {}
 
 
@@ -475,12 +479,15 @@ def verify(report: str | os.PathLike[str]) -> tuple[str, bool]:
     if repeated:
         name, times = next(iter(repeated.items()))
         problems.append(f"{len(repeated)} cases stand there more than once: {name} {times} times")
+    problems += audit(header, lines, footer)
     if not footer:
         problems.append("the run did not finish: no footer line; continue it with --resume")
     level, why = _grant(header, lines, expected)
     claimed = footer.get("level_granted", "")
     if footer and claimed != level:
         problems.append(f"claims level {claimed or 'none'}, its lines give {level or 'none'} ({why})")
+    elif footer and footer.get("why_not_more", why) != why:
+        problems.append(f"says {footer['why_not_more']!r} keeps it from more, its lines say {why!r}")
     head = f"{header['device']}: level {level or 'none'}{f' ({why})' if why else ''}, {len(lines)} cases, seed {header['seed']}"
     changed = [f"  {r['kind']}: {r['cases']}: {r['what']}" for r in header["allowances"]]
     changed += [f"  claim: {r['claim']}: {r['what']}" for r in header.get("claims") or ()]

@@ -106,6 +106,7 @@ def test_verify_recomputes_the_level(folder, tmp_path):
     header, _, _ = report.read(folder)
     assert report.verify(folder)[1] and "level none" in report.verify(folder)[0]
     lines, footer = passing(header, "inference")
+    header = {**header, "level": "inference", "ops": [], "total": len(lines), "allowances": []}
     assert report.verify(forged(tmp_path, header, lines, footer)) == (report.verify(tmp_path / "report.jsonl")[0], True)
     assert "level inference" in report.verify(tmp_path / "report.jsonl")[0]
     # claims more than its lines give
@@ -129,6 +130,82 @@ def test_verify_recomputes_the_level(folder, tmp_path):
                          {k: v for k, v in header.items() if k != "cases"}):
         assert not report.verify(forged(tmp_path, wrong_header, lines, footer))[1]
     assert sum(counts().values()) > len(lines)
+
+
+def test_a_report_that_contradicts_itself(folder, tmp_path):
+    header, lines, footer = report.read(folder)
+
+    def said(changes, change=lambda line: line, end=None):
+        rows = [change(dict(x)) for x in lines]
+        end = {**footer, "counts": dict(Counter(x["result"] for x in rows)), **(end or {})}
+        return report.verify(forged(tmp_path, {**header, **changes}, rows, end))
+
+    assert said({})[1]
+    for changes, words in (({"total": 3}, "says 3 cases, it has"), ({"total": None}, "says None cases"), ({"ops": []}, "rows are missing"), ({"ops": ["exp"]}, "rows too many"),
+                           ({"ops": ["nothing*"]}, "selection means nothing"), ({"shard": [1, 2]}, "rows too many"), ({"shard": [2, 1]}, "no selection"),
+                           ({"level": "llm"}, "rows are missing"), ({"level": "L0"}, "selection means nothing"), ({"ops": "softmax"}, "no selection")):
+        text, holds = said(changes)
+        assert not holds and words in text, (changes, text)
+    for ns in (-1, None, "1", True, float("nan"), float("inf")):
+        text, holds = said({}, lambda line, ns=ns: line | {"ns": ns})
+        assert not holds and "ns" in text, ns
+    assert "took any time" in said({}, lambda line: line | {"ns": 0})[0]
+    assert "seconds" in said({}, end={"seconds": -1})[0]
+    assert "keeps it from more" in said({}, end={"why_not_more": "no reason"})[0]
+    assert "no expected failure is declared" in said({}, lambda line: line | {"result": "xfail"})[0]
+    assert "a rule that the header does not have" in said({}, lambda line: line | ({"result": "not-offered", "message": "declared: we like it so"}))[0]
+    rule = {"kind": "not offered", "cases": "softmax/f32/*", "what": "none here"}
+    assert "but declared as not offered" in said({"allowances": [rule]})[0]
+    single = next(x for x in lines if x["result"] == "pass")
+    alone = {**header, "ops": [single["id"]], "total": 1}
+    assert "rows" not in report.verify(forged(tmp_path, alone, [single], {**footer, "counts": {"pass": 1}}))[0]
+
+
+def test_one_header_first_and_one_footer_last(folder, tmp_path):
+    header, lines, footer = report.read(folder)
+    for rows in ([header, *lines, footer, {**footer, "level_granted": "full"}], [{**header, "device": "other:0"}, header, *lines, footer],
+                 [*lines, header, footer], [header, footer, *lines]):
+        (tmp_path / "report.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        for read in (report.verify, lambda path: report.diff(folder, path)):
+            with pytest.raises(ArgumentError, match="one header as its first line and, when it is finished, one footer"):
+                read(tmp_path)
+
+
+# ---- verify: the HAL suite ---------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def of_a_driver(tmp_path_factory):
+    path = tmp_path_factory.mktemp("hal")
+    run("sim:0", suite="hal", ops="3,6,14,22,33,40", quiet=True, report=path)
+    return path
+
+
+def test_a_hal_report_that_contradicts_itself(of_a_driver, tmp_path):
+    header, lines, footer = report.read(of_a_driver)
+    assert report.verify(of_a_driver)[1], report.verify(of_a_driver)
+    assert {x["result"] for x in lines} == {"pass", "not-offered"}
+
+    def said(changes, change=lambda line: None):
+        rows = [{**x, **(change(x) or {})} for x in lines]
+        return report.verify(forged(tmp_path, {**header, **changes}, rows, {**footer, "counts": dict(Counter(x["result"] for x in rows))}))
+
+    left_out = {**header["extra"], "not offered, so not checked": "fill"}
+    without_fill = [g for g in header["groups"] if g != "fill"]
+    for changes, words in (({"level": "L0", "ops": ["1"], "total": 3}, "says 3 cases"), ({"level": "L0"}, "selection means nothing"), ({"level": "L0", "ops": ["3", "6"]}, "rows too many"),
+                           ({"ops": []}, "rows are missing"),
+                           ({"validation": ["off"]}, "says validation ['off']"), ({"groups": []}, "not offered, so not checked"), ({"groups": ["fill", "?"]}, "no list of groups"),
+                           ({"groups": None}, "no list of groups"), ({"groups": without_fill, "extra": left_out}, "needs fill, which the header says is not there"),
+                           ({"devices": 0}, "says 0 devices"), ({"devices": 999}, "says 999 devices")):
+        text, holds = said(changes)
+        assert not holds and words in text, (changes, text)
+
+    def not_offered(message):
+        return lambda x: {"result": "not-offered", "exempt": True, "message": message} if "/33_" in x["id"] else None
+
+    for message, words in (("", "no reason"), ("no", "no check of the suite says that"), ("the driver has no fill", "the header's groups have fill"),
+                           ("1 device; needs two", "says 2 devices")):
+        text, holds = said({"devices": 2} if "device;" in message else {}, not_offered(message))
+        assert not holds and words in text, (message, text)
+    assert "took any time" in said({}, lambda x: {"ns": 0})[0]
 
 
 def test_files_that_are_no_report(folder, tmp_path):
