@@ -362,7 +362,7 @@ class _Comm(CpuDriver):
     @staticmethod
     def _array(address: int, count: int, dtype: str) -> np.ndarray:
         kind = BY_NAME[dtype].numpy
-        memory = memoryview((ctypes.c_char * (count * kind.itemsize)).from_address(address)) if count else b""
+        memory = memoryview((ctypes.c_char * (count * kind.itemsize)).from_address(address)) if count else memoryview(bytearray())
         return np.frombuffer(memory, kind)
 
 
@@ -504,6 +504,14 @@ class GroupDropsCollectives(_Comm):
             super()._queue(comm, stream, call, send, recv)
 
 
+class NoSuchRootIsZero(_Comm):
+    """a root that does not exist is taken for rank 0"""
+
+    def comm_broadcast(self, comm: int, send: int, recv: int, count: int, dtype: str, root: int, stream: int) -> None:
+        there = 0 <= root < self._handles.get(comm, object).world
+        super().comm_broadcast(comm, send, recv, count, dtype, root if there else 0, stream)
+
+
 # (mutant, the check meant to refuse it)
 ROWS: tuple[tuple[type[Any], int], ...] = (
     (GridYZ, 66), (GridOnlyX, 66), (GridOf64, 66), (ArgsInts, 66), (ArgsNegative, 66), (ArgsPacked, 66), (ArgsFourth, 66), (ArgsFp64, 66),
@@ -513,5 +521,5 @@ ROWS: tuple[tuple[type[Any], int], ...] = (
     (RecordsHalfTime, 70), (RecordsOneName, 70), (RecordsNameless, 70), (RecordsNoBytes, 70), (RecordsOnZero, 70), (RecordsOfAll, 70),
     (SensorsOfOther, 71), (ScatterClobbers, 68), (GatherClobbers, 68), (BroadcastClobbers, 68), (ReduceOverruns, 68), (Int64In32, 68),
     (Fp64In32, 68), (HalfOf8Bits, 68), (NanIsLost, 68), (SignedAsUnsigned, 68), (WorldOfThree, 68), (OthersCut, 68), (OneGroup, 68),
-    (GroupDropsCollectives, 68), (CollectivesNow, 68),
+    (GroupDropsCollectives, 68), (CollectivesNow, 68), (NoSuchRootIsZero, 68),
 )  # fmt: skip

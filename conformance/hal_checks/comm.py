@@ -297,8 +297,7 @@ def comm(s: Subject) -> None:
             _together(s, [several], small)
             for me in several:
                 me.quit()
-    if s.validated:  # a bare driver need not look
-        _no_such_rank(s)
+    _no_such_rank(s)
     _mismatch(s)
     _abort(s)
 
