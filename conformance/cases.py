@@ -15,12 +15,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..hal.dtype import BY_NAME, DType
 from ..hal.errors import ArgumentError, HaianError
 from ..kernels.ops import OPS, draw
 from ..kernels.ops.budget import Composite, Conditioned, Exact, Index, Reduction
 from ..kernels.ops.record import Bad, Op, Sample, Spec
 from . import memory
+from .compare import reference
 from .levels import LEVELS, included, select
 
 __all__ = [
@@ -255,7 +258,7 @@ def _conventions(op: Op, dt: DType, small: list[Sample], specs: dict, main: bool
     for s in largest if main or dt.name == "bfloat16" else ():
         add(dt, s.name, "threads")
     if op.random and main:
-        for s in _pick([s for s in sized if specs[s.name][0].size >= 32 and _chance(op, s)], key + "/seed"):
+        for s in _pick([s for s in sized if specs[s.name][0].size >= 32 and _chance(op, s, dt)], key + "/seed"):
             add(dt, s.name, "seed")
 
 
@@ -269,9 +272,11 @@ def _like_an_input(sample: Sample, dt: DType, specs: tuple[Spec, ...]) -> int | 
     return None
 
 
-def _chance(op: Op, sample: Sample) -> bool:
-    """Whether the result of a random operator depends on the seed: with p 0 or 1 nothing is left to it."""
-    return op.attributes(sample.attrs).get("p") not in (0, 1)
+def _chance(op: Op, sample: Sample, dt: DType) -> bool:
+    """Whether the reference's result depends on the seed: with p 0 or 1, or one number to choose from, nothing is left to it."""
+    arrays, attrs = draw.inputs(sample, dt, np.random.default_rng(0)), attributes(op, sample.attrs, dt)
+    results = [reference(op, arrays, attrs | {"seed": attrs["seed"] + more}) for more in (0, 1)]
+    return any(a.tobytes() != b.tobytes() for a, b in zip(*results))
 
 
 def _exact_attributes(sample: Sample) -> bool:

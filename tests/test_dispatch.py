@@ -33,7 +33,7 @@ def on_sim(a):
 
 
 def test_every_operator_has_a_host_kernel():
-    lacking = [n for n, r in OPS.items() if not r.views and not r.composite and dispatch._host(n) is None]
+    lacking = [n for n, r in OPS.items() if not r.views and not r.composite and dispatch._host(r) is None]
     assert not lacking
 
 
