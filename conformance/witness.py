@@ -497,6 +497,8 @@ def torch_target() -> FunctionTarget:
         "matmul": torch.matmul,
         "mm": torch.mm,
         "bmm": torch.bmm,
+        "weight_int8_mm": lambda x, w, scales: like(x, f.linear(*wide_weights(x, w.to(x.dtype))) * scales.float()),
+        "qlinear_int8": lambda x, w, sx, sw, b, *, dtype: ((x.int() @ w.int().T).float() * sx[:, None] * sw + (0.0 if b is None else b)).to(dtype),
         "linear": f.linear,
         "addmm": lambda i, a, b, *, beta, alpha: torch.addmm(i, a, b, beta=beta, alpha=alpha),
         "baddbmm": lambda i, a, b, *, beta, alpha: torch.baddbmm(i, a, b, beta=beta, alpha=alpha),
