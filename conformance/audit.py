@@ -156,6 +156,9 @@ def _driver(header: Mapping[str, Any], lines: Rows) -> Iterator[str]:
         if lacking and x["result"] in ("pass", "fail"):
             yield f"{x['id']} is {x['result']}, but needs {', '.join(lacking)}, which the header says is not there"
             return
+        if x["result"] == "pass" and x["message"]:
+            yield f"{x['id']} is a pass that says {x['message']!r}"
+            return
         if x["result"] != "not-offered" or x["message"].startswith("declared: "):
             continue
         if x.get("exempt") and kind == "S" and _CORE & set(absent):

@@ -443,6 +443,8 @@ class CDriver(Driver):
         return bytes(self.ffi.buffer(out))
 
     def comm_init(self, device: int, world: int, rank: int, unique_id: bytes) -> int:
+        if not 0 <= rank < world < 1 << 31:
+            raise ArgumentError(f"{self.name}: comm_init of rank {rank} of {world}; needs 0 <= rank < world")
         out, key = self.ffi.new("hal_handle *"), self.ffi.new("hal_comm_id *")
         if len(unique_id) > self.ffi.sizeof(key[0]):
             raise ArgumentError(f"{self.name}: a unique id of {len(unique_id)} bytes; needs what comm_unique_id gave")
@@ -460,28 +462,33 @@ class CDriver(Driver):
         device, raw = self._split(comm)
         self._call(method, device, raw, self._stream(device, stream), *rest)
 
+    def _code(self, dtype: str) -> int:
+        if dtype not in BY_NAME:
+            raise ArgumentError(f"{self.name}: dtype {dtype!r}; one of {', '.join(BY_NAME)}")
+        return BY_NAME[dtype].code
+
     def _reduction(self, op: str) -> int:
         if op not in _REDUCE:
             raise ArgumentError(f"{self.name}: reduction {op!r}; one of {', '.join(_REDUCE)}")
         return _REDUCE[op]
 
     def comm_all_reduce(self, comm: int, send: int, recv: int, count: int, dtype: str, op: str, stream: int) -> None:
-        self._collective("comm_all_reduce", comm, stream, send, recv, count, BY_NAME[dtype].code, self._reduction(op))
+        self._collective("comm_all_reduce", comm, stream, send, recv, count, self._code(dtype), self._reduction(op))
 
     def comm_all_gather(self, comm: int, send: int, recv: int, count: int, dtype: str, stream: int) -> None:
-        self._collective("comm_all_gather", comm, stream, send, recv, count, BY_NAME[dtype].code)
+        self._collective("comm_all_gather", comm, stream, send, recv, count, self._code(dtype))
 
     def comm_reduce_scatter(self, comm: int, send: int, recv: int, count: int, dtype: str, op: str, stream: int) -> None:
-        self._collective("comm_reduce_scatter", comm, stream, send, recv, count, BY_NAME[dtype].code, self._reduction(op))
+        self._collective("comm_reduce_scatter", comm, stream, send, recv, count, self._code(dtype), self._reduction(op))
 
     def comm_broadcast(self, comm: int, send: int, recv: int, count: int, dtype: str, root: int, stream: int) -> None:
-        self._collective("comm_broadcast", comm, stream, send, recv, count, BY_NAME[dtype].code, root)
+        self._collective("comm_broadcast", comm, stream, send, recv, count, self._code(dtype), root)
 
     def comm_send(self, comm: int, send: int, count: int, dtype: str, peer: int, stream: int) -> None:
-        self._collective("comm_send", comm, stream, send, count, BY_NAME[dtype].code, peer)
+        self._collective("comm_send", comm, stream, send, count, self._code(dtype), peer)
 
     def comm_recv(self, comm: int, recv: int, count: int, dtype: str, peer: int, stream: int) -> None:
-        self._collective("comm_recv", comm, stream, recv, count, BY_NAME[dtype].code, peer)
+        self._collective("comm_recv", comm, stream, recv, count, self._code(dtype), peer)
 
     def comm_group_begin(self, comm: int) -> None:
         self._call("comm_group_begin", *self._split(comm))
@@ -557,7 +564,7 @@ class CDriver(Driver):
     # ---- operators of its own ----------------------------------------------------------------------------------------
     def op_query(self, device: int, name: str, dtypes: Sequence[str], contiguous: bool) -> str:
         out = self.ffi.new("int32_t *")
-        codes = self.ffi.new("hal_dtype[]", [BY_NAME[d].code for d in dtypes])
+        codes = self.ffi.new("hal_dtype[]", [self._code(d) for d in dtypes])
         status = self._function("op_query")(device, name.encode(), codes, len(dtypes), int(contiguous), out)
         if status == Unsupported.code:
             return ""

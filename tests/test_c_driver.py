@@ -316,6 +316,17 @@ def test_threads_shared_bytes_and_rows_are_not_cut(inline, folder):
     driver.free(0, address)
 
 
+def test_communicators_of_no_world_and_of_no_dtype(inline):
+    driver = CDriver(inline)
+    driver.device_count()
+    for world, rank in ((0, 0), (-3, 0), (1, 5), (2, -1), (1 << 31, 0)):
+        with pytest.raises(ArgumentError, match="comm_init of rank .*; needs 0 <= rank < world"):
+            driver.comm_init(0, world, rank, b"")
+    for call in (lambda: driver.comm_all_gather(0, 0, 0, 1, "float33", 0), lambda: driver.comm_send(0, 0, 1, "float33", 0, 0)):
+        with pytest.raises(ArgumentError, match="dtype 'float33'; one of"):
+            call()
+
+
 def test_a_list_of_arguments_may_change_while_it_is_read(inline, folder):
     driver = CDriver(inline)
     driver.device_count()

@@ -206,6 +206,7 @@ def test_a_hal_report_that_contradicts_itself(of_a_driver, tmp_path):
         text, holds = said({"devices": 2} if "device;" in message else {}, not_offered(message))
         assert not holds and words in text, (message, text)
     assert "took any time" in said({}, lambda x: {"ns": 0})[0]
+    assert "is a pass that says 'broken'" in said({}, lambda x: {"message": "broken"} if x["result"] == "pass" else None)[0]
 
 
 def test_files_that_are_no_report(folder, tmp_path):

@@ -382,10 +382,6 @@ static PyObject *allocator_close(PyObject *self, PyObject *arg) {
   PyThreadState *saved = enter((allocator *)self);
   const int32_t status = haian_cache_stream_close(((allocator *)self)->cache, stream);
   leave(saved);
-#ifndef Py_GIL_DISABLED
-  for (int i = 0; i < N_SEEN; i++) /* Buffer asks for the handle again, and the cache refuses it */
-    if (((allocator *)self)->seen[i].handle == stream) Py_CLEAR(((allocator *)self)->seen[i].ref);
-#endif
   if (status) return raise(status);
   Py_RETURN_NONE;
 }
