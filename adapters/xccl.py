@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from haian.hal.comm import check_call, check_world
 from haian.hal.driver import DEVICE_TO_DEVICE, Copy
 from haian.hal.dtype import BY_NAME
 from haian.hal.errors import (
@@ -437,6 +438,7 @@ class VendorCommunicators:
         return self._load().unique_id()
 
     def comm_init(self, device: int, world: int, rank: int, unique_id: bytes) -> int:
+        check_world(self.name, world, rank)  # type: ignore[attr-defined]
         self._comm_enter(device)
         made = _Comm(device, rank, self._load().init(device, world, rank, unique_id))
         if self._ranks is None:
@@ -455,24 +457,30 @@ class VendorCommunicators:
         found.gone = self._load().abort(found.pointer)
 
     def comm_all_reduce(self, comm: int, send: int, recv: int, count: int, dtype: str, op: str, stream: int) -> None:
+        check_call(self.name, count, dtype)  # type: ignore[attr-defined]
         self._load().all_reduce(self._comm_at(comm).pointer, send, recv, count, dtype, op, self._comm_stream(stream))
 
     def comm_all_gather(self, comm: int, send: int, recv: int, count: int, dtype: str, stream: int) -> None:
+        check_call(self.name, count, dtype)  # type: ignore[attr-defined]
         self._load().all_gather(self._comm_at(comm).pointer, send, recv, count, dtype, self._comm_stream(stream))
 
     def comm_reduce_scatter(self, comm: int, send: int, recv: int, count: int, dtype: str, op: str, stream: int) -> None:
+        check_call(self.name, count, dtype)  # type: ignore[attr-defined]
         self._load().reduce_scatter(self._comm_at(comm).pointer, send, recv, count, dtype, op, self._comm_stream(stream))
 
     def comm_broadcast(self, comm: int, send: int, recv: int, count: int, dtype: str, root: int, stream: int) -> None:
+        check_call(self.name, count, dtype)  # type: ignore[attr-defined]
         found, library = self._comm_at(comm), self._load()
         if library.one_buffer and found.rank == root and send != recv and count:
             self.copy(found.device, Copy(DEVICE_TO_DEVICE, recv, send, count * BY_NAME[dtype].itemsize), stream)  # type: ignore[attr-defined]
         library.broadcast(found.pointer, send, recv, count, dtype, root, self._comm_stream(stream))
 
     def comm_send(self, comm: int, send: int, count: int, dtype: str, peer: int, stream: int) -> None:
+        check_call(self.name, count, dtype)  # type: ignore[attr-defined]
         self._load().send(self._comm_at(comm).pointer, send, count, dtype, peer, self._comm_stream(stream))
 
     def comm_recv(self, comm: int, recv: int, count: int, dtype: str, peer: int, stream: int) -> None:
+        check_call(self.name, count, dtype)  # type: ignore[attr-defined]
         self._load().recv(self._comm_at(comm).pointer, recv, count, dtype, peer, self._comm_stream(stream))
 
     def comm_group_begin(self, comm: int) -> None:

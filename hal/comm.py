@@ -21,7 +21,7 @@ import numpy as np
 
 from . import registry
 from .driver import Driver, offers
-from .dtype import DType
+from .dtype import BY_NAME, DType
 from .errors import (
     AliasError,
     ArgumentError,
@@ -42,7 +42,7 @@ from .tensor import Tensor, empty
 if TYPE_CHECKING:
     from .device import Device
 
-__all__ = ["Communicator", "REDUCTIONS", "check_reduction", "combine", "timeout_s"]
+__all__ = ["Communicator", "REDUCTIONS", "check_call", "check_reduction", "check_world", "combine", "timeout_s"]
 
 # Reduction -> kinds of DType.kind it is defined for.  On bool, max is "any" and min is "all".
 REDUCTIONS: dict[str, str] = {"sum": "uifc", "prod": "uifc", "max": "buif", "min": "buif", "avg": "fc"}
@@ -58,6 +58,22 @@ _timeout: ContextVar[float] = ContextVar("haian_comm_timeout_s", default=DEFAULT
 def timeout_s() -> float:
     """Inside a driver's ``comm_init``: seconds that the communicator being made is to wait for other ranks."""
     return _timeout.get()
+
+
+def check_world(name: str, world: int, rank: int) -> None:
+    """For drivers' ``comm_init``: raises ArgumentError unless 0 <= rank < world < 2^31."""
+    for what, value, least, above in (("world", world, 1, 1 << 31), ("rank", rank, 0, world)):
+        if not isinstance(value, int) or not least <= value < above:
+            raise ArgumentError(f"{name}: comm_init: {what} {value!r}; needs a whole number from {least} to {above - 1}")
+
+
+def check_call(name: str, count: int, dtype: str) -> DType:
+    """For drivers' collectives and messages, before they are queued: the dtype by its name; ArgumentError for none, or a count below 0."""
+    if not isinstance(count, int) or not 0 <= count < 1 << 63:
+        raise ArgumentError(f"{name}: a communicator's call with count {count!r}; needs a whole number, 0 or more")
+    if dtype not in BY_NAME:
+        raise ArgumentError(f"{name}: a communicator's call with dtype {dtype!r}; one of {', '.join(BY_NAME)}")
+    return BY_NAME[dtype]
 
 
 def check_reduction(op: str, kind: DType) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .comm import REDUCTIONS, check_reduction, combine, timeout_s
-from .dtype import BY_CODE, BY_NAME, DType
+from .comm import REDUCTIONS, check_call, check_reduction, combine, timeout_s
+from .dtype import BY_CODE, DType
 from .errors import ArgumentError, EnvironmentMissing, InvalidHandle, RanksDiffer, Timeout
 from .memory import _Window
 
@@ -75,20 +75,22 @@ class MpiTransport:
 
     # ---- collectives -----------------------------------------------------------------------------------------------
     def comm_all_reduce(self, comm: int, send: int, recv: int, count: int, dtype: str, op: str, stream: int) -> None:
-        kind = BY_NAME[dtype]
+        kind = check_call("mpi", count, dtype)
         check_reduction(op, kind)
         self._later(lambda: self._all_reduce(send, recv, count, kind, op))
 
     def comm_all_gather(self, comm: int, send: int, recv: int, count: int, dtype: str, stream: int) -> None:
-        self._later(lambda: self._all_gather(send, recv, count, BY_NAME[dtype]))
+        kind = check_call("mpi", count, dtype)
+        self._later(lambda: self._all_gather(send, recv, count, kind))
 
     def comm_reduce_scatter(self, comm: int, send: int, recv: int, count: int, dtype: str, op: str, stream: int) -> None:
-        kind = BY_NAME[dtype]
+        kind = check_call("mpi", count, dtype)
         check_reduction(op, kind)
         self._later(lambda: self._reduce_scatter(send, recv, count, kind, op))
 
     def comm_broadcast(self, comm: int, send: int, recv: int, count: int, dtype: str, root: int, stream: int) -> None:
-        self._later(lambda: self._broadcast(send, recv, count, BY_NAME[dtype], root))
+        kind = check_call("mpi", count, dtype)
+        self._later(lambda: self._broadcast(send, recv, count, kind, root))
 
     def _all_reduce(self, send: int, recv: int, count: int, kind: DType, op: str) -> None:
         """Each rank reduces its part, then all gather the parts."""
@@ -131,10 +133,10 @@ class MpiTransport:
 
     # ---- messages --------------------------------------------------------------------------------------------------
     def comm_send(self, comm: int, send: int, count: int, dtype: str, peer: int, stream: int) -> None:
-        self._message((True, peer, count, BY_NAME[dtype], send))
+        self._message((True, peer, count, check_call("mpi", count, dtype), send))
 
     def comm_recv(self, comm: int, recv: int, count: int, dtype: str, peer: int, stream: int) -> None:
-        self._message((False, peer, count, BY_NAME[dtype], recv))
+        self._message((False, peer, count, check_call("mpi", count, dtype), recv))
 
     def comm_group_begin(self, comm: int) -> None:
         self._alive()

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from haian.hal.comm import REDUCTIONS, check_reduction, combine, timeout_s
-from haian.hal.dtype import BY_CODE, BY_NAME, DType
+from haian.hal.comm import REDUCTIONS, check_call, check_reduction, check_world, combine, timeout_s
+from haian.hal.dtype import BY_CODE, DType
 from haian.hal.errors import (
     ArgumentError,
     EnvironmentMissing,
@@ -72,9 +72,7 @@ class HostCommunicators:
 
     def comm_init(self, device: int, world: int, rank: int, unique_id: bytes) -> int:
         self._check(device)
-        for what, value, least, above in (("world", world, 1, 1 << 31), ("rank", rank, 0, world)):
-            if not isinstance(value, int) or not least <= value < above:
-                raise ArgumentError(f"cpu: comm_init: {what} {value!r}; needs a whole number from {least} to {above - 1}")
+        check_world("cpu", world, rank)
         return self._handles.add(_Ranks(world, rank, unique_id, timeout_s()))
 
     def comm_destroy(self, comm: int) -> None:
@@ -87,27 +85,27 @@ class HostCommunicators:
         self._handles.get(comm, _Ranks).look()
 
     def comm_all_reduce(self, comm: int, send: int, recv: int, count: int, dtype: str, op: str, stream: int) -> None:
-        check_reduction(op, kind := _kind(dtype))
-        self._queue(comm, stream, partial(_Ranks.all_reduce, count=_whole(count), kind=kind, op=op), send, recv)
+        check_reduction(op, kind := check_call("cpu", count, dtype))
+        self._queue(comm, stream, partial(_Ranks.all_reduce, count=count, kind=kind, op=op), send, recv)
 
     def comm_all_gather(self, comm: int, send: int, recv: int, count: int, dtype: str, stream: int) -> None:
-        self._queue(comm, stream, partial(_Ranks.all_gather, count=_whole(count), kind=_kind(dtype)), send, recv)
+        self._queue(comm, stream, partial(_Ranks.all_gather, count=count, kind=check_call("cpu", count, dtype)), send, recv)
 
     def comm_reduce_scatter(self, comm: int, send: int, recv: int, count: int, dtype: str, op: str, stream: int) -> None:
-        check_reduction(op, kind := _kind(dtype))
-        self._queue(comm, stream, partial(_Ranks.reduce_scatter, count=_whole(count), kind=kind, op=op), send, recv)
+        check_reduction(op, kind := check_call("cpu", count, dtype))
+        self._queue(comm, stream, partial(_Ranks.reduce_scatter, count=count, kind=kind, op=op), send, recv)
 
     def comm_broadcast(self, comm: int, send: int, recv: int, count: int, dtype: str, root: int, stream: int) -> None:
         self._rank(comm, "broadcast from root", root)
-        self._queue(comm, stream, partial(_Ranks.broadcast, count=_whole(count), kind=_kind(dtype), root=root), send, recv)
+        self._queue(comm, stream, partial(_Ranks.broadcast, count=count, kind=check_call("cpu", count, dtype), root=root), send, recv)
 
     def comm_send(self, comm: int, send: int, count: int, dtype: str, peer: int, stream: int) -> None:
         self._rank(comm, "send to", peer)
-        self._queue(comm, stream, (True, peer, _whole(count), _kind(dtype)), send, 0)
+        self._queue(comm, stream, (True, peer, count, check_call("cpu", count, dtype)), send, 0)
 
     def comm_recv(self, comm: int, recv: int, count: int, dtype: str, peer: int, stream: int) -> None:
         self._rank(comm, "receive from", peer)
-        self._queue(comm, stream, (False, peer, _whole(count), _kind(dtype)), 0, recv)
+        self._queue(comm, stream, (False, peer, count, check_call("cpu", count, dtype)), 0, recv)
 
     def comm_group_begin(self, comm: int) -> None:
         ranks = self._handles.get(comm, _Ranks)
@@ -139,20 +137,6 @@ class HostCommunicators:
             ranks.group.append((stream, *entry))
         else:
             self._do(ranks.device, stream, _Calls(ranks, [entry]))
-
-
-def _kind(dtype: str) -> DType:
-    found = BY_NAME.get(dtype)
-    if found is None:
-        raise ArgumentError(f"cpu: a communicator's call with dtype {dtype!r}; one of {', '.join(BY_NAME)}")
-    return found
-
-
-def _whole(count: int) -> int:
-    """Refused before it is queued: in the queue it would break the communicator."""
-    if not isinstance(count, int) or not 0 <= count < 1 << 63:
-        raise ArgumentError(f"cpu: a communicator's call with count {count!r}; needs a whole number, 0 or more")
-    return count
 
 
 class _Calls(Work):
