@@ -9,7 +9,7 @@ import ast
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def _texts(value: object) -> bool:
 
 def _choices(suite: str, level: str, patterns: Sequence[str], shard: tuple[int, int]) -> Iterator[set[str]]:
     """The ids that a header may mean: one entry can be a pattern or a single case, whatever its level."""
+    choose: Callable[[], Sequence[Any]]
     if suite == "hal":
         from .hal_checks.check import find as find_check
         from .hal_runner import hal_cases
