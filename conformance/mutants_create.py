@@ -13,7 +13,7 @@ __all__ = ["ROWS"]
 
 # operator, mistake, kind of case meant to refuse it, maker
 ROWS: tuple[Row, ...] = (
-    ("zeros_like", "x itself", "value", lambda op, right: lambda t, a: t[0].astype(right(t, a).dtype)),
+    ("zeros_like", "x itself", "value", result(lambda y, t, a: t[0].astype(y.dtype))),
     ("ones_like", "dtype ignored", "value", attr(dtype=None)),
     ("full_like", "value ignored", "value", attr(value=0.0)),
     ("full_like", "flat", "value", result(lambda y, t, a: y.reshape(-1))),

@@ -153,7 +153,7 @@ def torch_target() -> FunctionTarget:
             return torch.from_numpy(np.ascontiguousarray(narrow(wide, dtype))).to(dtype)
         if x.is_floating_point() and dtype in (torch.uint8, torch.uint32, torch.uint64):
             raise Unsupported("torch leaves open what floats outside an unsigned integer's range become")
-        if dtype == torch.float8_e4m3fn and bool((x.abs() > 448).any()):
+        if dtype == torch.float8_e4m3fn and bool((x.float().abs() > 448).any()):
             raise Unsupported("torch keeps float8_e4m3fn's largest number where this standard has NaN")
         return x.to(dtype)
 
@@ -448,7 +448,7 @@ def torch_target() -> FunctionTarget:
             x, dim=dim, keepdim=keepdim
         ),
         "logsumexp": lambda x, *, dim, keepdim: torch.logsumexp(x, tuple(range(x.ndim)) if dim is None or dim == () else dim, keepdim),
-        "linalg_vector_norm": lambda x, *, ord, dim, keepdim, dtype: torch.linalg.vector_norm(x, ord, dim or None, keepdim, dtype=dtype),
+        "linalg_vector_norm": lambda x, *, ord, dim, keepdim, dtype: torch.linalg.vector_norm(x, ord, None if dim == () else dim, keepdim, dtype=dtype),
         "max": torch.max,
         "min": torch.min,
         "any": logical(torch.any),
