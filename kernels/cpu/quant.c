@@ -95,6 +95,7 @@ static int64_t place_of(const haian_tensor *t, int64_t row, int64_t i) { return 
 
 static void encode(int32_t dtype, const float *restrict x, float scale, void *to, int64_t step, int64_t n) {
   uint8_t made[DEEP];
+  float scaled[DEEP];
   uint8_t *restrict code = step == 1 ? to : made;
   if (dtype == HAIAN_I8) {
     for (int64_t i = 0; i < n; i++) {
@@ -106,10 +107,10 @@ static void encode(int32_t dtype, const float *restrict x, float scale, void *to
   } else {
     for (int64_t i = 0; i < n; i++) {
       float q = x[i] / scale;
-      q = q > 448.0f ? 448.0f : q;
-      q = q < -448.0f ? -448.0f : q;
-      code[i] = haian_store_f8e4m3(q);
+      q = haian_pickf(q > 448.0f, 448.0f, q);
+      scaled[i] = haian_pickf(q < -448.0f, -448.0f, q);
     }
+    for (int64_t i = 0; i < n; i++) code[i] = haian_store_f8e4m3(scaled[i]);
   }
   if (step != 1)
     for (int64_t i = 0; i < n; i++) ((uint8_t *)to)[i * step] = code[i];
@@ -235,13 +236,20 @@ typedef struct product_job {
   int64_t block;
   const float *by_row, *by_column, *bias; /* (m), (n), (n) or NULL: the factors of a result, and what is added */
   atomic_bool failed;                     /* a thread had no memory for its panels */
+  float value[256];                       /* of each byte of the weight (not of nibbles) */
 } product_job;
+
+static void look_up(const product_job *j, const uint8_t *from, int64_t step, int64_t n, float *restrict to) {
+  const float *value = j->value;
+  for (int64_t i = 0; i < n; i++) to[i] = value[from[i * step]];
+}
 
 /* terms [k0, k0 + n) of the weight's column `column`, n at most DEEP */
 static void decode(const product_job *j, int64_t column, int64_t k0, int64_t n, float *restrict to) {
   const uint8_t *w = (const uint8_t *)j->weight->data + column * j->w_n;
-  if (!j->scales) {
-    read_line(j->weight->dtype, w + k0 * j->w_k, j->w_k, n, to);
+  if (!j->scales) { /* a table beats taking float8 apart; int8 is converted by vectors */
+    if (j->weight->dtype == HAIAN_I8) read_line(HAIAN_I8, w + k0 * j->w_k, j->w_k, n, to);
+    else look_up(j, w + k0 * j->w_k, j->w_k, n, to);
     return;
   }
   uint8_t bytes[DEEP / 2];
@@ -331,8 +339,7 @@ static void wide_columns(void *ctx, int64_t lo, int64_t hi) {
       int64_t n = j->k - k < DEEP ? j->k - k : DEEP;
       if (j->w_n == 1 && j->w_k != 1 && !j->scales) { /* columns lie side by side */
         for (int64_t i = 0; i < n; i++)
-          read_line(j->weight->dtype, (const char *)j->weight->data + first + (k + i) * j->w_k, 1, columns,
-                    lines + i * columns);
+          look_up(j, (const uint8_t *)j->weight->data + first + (k + i) * j->w_k, 1, columns, lines + i * columns);
         j->kind->pack_b(panel, lines, 1, columns, columns, n);
       } else {
         for (int64_t c = 0; c < columns; c++) decode(j, first + c, k, n, lines + c * n);
@@ -371,6 +378,9 @@ static int32_t run_product(const char *op, product_job *j, const haian_tensor *r
                            const haian_tensor *bias) {
   if (j->y->numel == 0) return HAIAN_OK;
   if (!factors(j, row, column, bias)) return NO_MEMORY(j, op);
+  uint8_t byte[256];
+  for (int i = 0; i < 256; i++) byte[i] = (uint8_t)i;
+  if (!j->scales) read_line(j->weight->dtype, byte, 1, 256, j->value);
   if (j->m <= NARROW && (j->w_k == 1 || j->scales)) {
     j->block = (j->k + LANES - 1) / LANES * LANES;
     j->a = HAIAN_SYM(workspace)(1, (size_t)(j->m * j->block + 1) * sizeof(float));
