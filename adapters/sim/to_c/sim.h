@@ -196,7 +196,7 @@ SIM_EXTREME(double, f64, f64_bits, bits_f64)
 
 INLINE double fma_wide(double a, double b, double c) {
   return add_odd(a * b, c);
-}                                                     /* of factors with 24 bits: exact to odd */
+} /* of factors with 24 bits: exact to odd */
 INLINE double fma_f64(double a, double b, double c) { /* Boldo and Melquiond 2008, as numeric.fma has it */
   double high = a * b, plain = high + c;
   double ah = 134217729.0 * a - (134217729.0 * a - a), bh = 134217729.0 * b - (134217729.0 * b - b);
@@ -309,8 +309,8 @@ COLD int sim_check(sim_env *E, int64_t site, int64_t size, const int64_t *p, con
   }
   *one = 0;
   EACH(i, n)
-  if ((!m || m[i * ms]) && sim_block(E, p[i], p[i] + size) < 0) return sim_fault(E, SIM_OUTSIDE, site, size, p, m, ms,
-                                                                                 n);
+  if ((!m || m[i * ms]) && sim_block(E, p[i], p[i] + size) < 0)
+    return sim_fault(E, SIM_OUTSIDE, site, size, p, m, ms, n);
   return SIM_OK;
 }
 INLINE char *sim_host(const sim_env *E, int64_t p, int64_t size) {
