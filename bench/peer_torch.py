@@ -15,7 +15,7 @@ __all__ = ["Torch"]
 
 _SAME = ("neg", "abs", "sign", "maximum", "minimum", "exp", "log", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "tanh", "sigmoid", "erf",
          "mul", "div", "pow", "lerp", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "bitwise_and",
-         "bitwise_or", "bitwise_xor", "bitwise_not", "matmul", "mm", "bmm", "floor", "ceil", "trunc", "fmod", "remainder", "floor_divide",
+         "bitwise_or", "bitwise_xor", "bitwise_not", "matmul", "mm", "bmm", "floor", "ceil", "trunc", "round", "square", "outer", "fmod", "remainder", "floor_divide",
          "expm1", "exp2", "log1p", "log2", "log10", "logaddexp", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh",
          "atanh", "erfinv", "signbit", "logical_xor")  # torch.NAME(*inputs, out=)
 _REDUCTION = {"none": 0, "mean": 1, "sum": 2}
@@ -242,6 +242,9 @@ def _table(torch: Any) -> dict[str, _Build]:
         "triu": lambda i, o, a: Call(torch.triu, (i[0], a["diagonal"]), {"out": o[0]}),
         "arange": lambda i, o, a: Call(torch.arange, (a["start"], a["end"], a["step"]), {"out": o[0]}),
         "full": lambda i, o, a: Call(o[0].fill_, (a["value"],)),
+        **{name: lambda i, o, a, value=value: Call(o[0].fill_, (a.get("value", 0.0) if value is None else value,))  # type: ignore[misc]
+           for name, value in (("full_like", None), ("scalar_tensor", None), ("zeros_like", 0.0), ("zeros", 0.0), ("ones_like", 1.0), ("ones", 1.0))},
+        "threshold": lambda i, o, a: Call(aten.threshold.out, (i[0], a["threshold"], a["value"]), {"out": o[0]}),
         "layer_norm": new(torch.layer_norm, lambda i, a: (i[0], a["normalized_shape"], i[1], i[2], a["eps"])),
         "native_layer_norm": new(torch.native_layer_norm, lambda i, a: (i[0], a["normalized_shape"], i[1], i[2], a["eps"])),
         "native_layer_norm_backward": new(  # on the host it wants the statistics in x's dtype
