@@ -201,6 +201,13 @@ def thread_counts(threads: str, on_host: bool = True) -> list[int]:
     return list(dict.fromkeys(found)) if on_host else found[:1]
 
 
+def _as_arrays(result: Any) -> Any:
+    """A peer's own result in NumPy; several as a tuple."""
+    if isinstance(result, (tuple, list)):
+        return tuple(map(_as_arrays, result))
+    return np.asarray(result.cpu() if hasattr(result, "cpu") else result)
+
+
 def _making(call: Call) -> Call:
     """A peer's call without out=, for rows that compare calls which make their result.
 
@@ -212,7 +219,7 @@ def _making(call: Call) -> Call:
     if "out" not in call.kwargs:
         raise Refusal("no spelling that makes its result")
     return replace(call, kwargs={k: v for k, v in call.kwargs.items() if k != "out"}, allocates=True,
-                   result=lambda r: np.asarray(r.cpu() if hasattr(r, "cpu") else r))
+                   result=_as_arrays)
 
 
 def contestants(case: Case, ours: Ours, peers: Sequence[Peer]) -> tuple[dict[str, Call], Row]:
