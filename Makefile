@@ -17,7 +17,7 @@ $(VENV)/.tools: pyproject.toml
 
 # editable: Python files are used where they stand; C files are rebuilt here, incrementally
 $(VENV)/.installed: $(VENV)/.tools CMakeLists.txt $(shell find hal kernels -name '*.c' -o -name '*.h' -o -name '*.cpp') \
-                    $(wildcard kernels/ops/*.py) kernels/cpu/generate.py kernels/cpu/tables.py
+                    $(wildcard kernels/ops/*.py) kernels/cpu/generate.py kernels/cpu/tables.py kernels/native/c_api.py
 	flock $(VENV) env PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install -q --no-build-isolation -e ".[$(EXTRAS)]"
 	touch $@
 build: $(VENV)/.installed
