@@ -6,9 +6,10 @@ from typing import Any
 
 from ...hal.dtype import BY_NAME, DType
 from ...hal.errors import ArgumentError, DTypeError, ShapeError
+from ...hal.geometry import axis
 from .record import Spec
 
-__all__ = ["accumulator", "inner", "axes", "axis", "broadcast", "contiguous_strides", "need", "need_dtype", "need_rank",
+__all__ = ["accumulator", "inner", "axes", "axis", "broadcast", "need", "need_dtype", "need_rank",
            "reduced",
            "same_dtype"]
 
@@ -35,18 +36,6 @@ def broadcast(name: str, *shapes: Sequence[int]) -> tuple[int, ...]:
     return tuple(out)
 
 
-def axis(name: str, dim: int, ndim: int) -> int:
-    """A possibly negative axis as 0 <= axis < max(ndim, 1) (a 0-d tensor accepts 0 and -1, as aten does).
-
-    Raises:
-        ShapeError: out of range.
-    """
-    n = max(ndim, 1)
-    if not -n <= dim < n:
-        raise ShapeError(f"{name}: dim {dim} is outside a tensor of {ndim} axes; needs {-n} <= dim < {n}")
-    return dim % n
-
-
 def axes(name: str, dim: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
     """Axes of a reduction, sorted: None and () mean all of them.
 
@@ -69,15 +58,6 @@ def reduced(shape: Sequence[int], over: Sequence[int], keepdim: bool) -> tuple[i
     if keepdim:
         return tuple(1 if i in over else s for i, s in enumerate(shape))
     return tuple(s for i, s in enumerate(shape) if i not in over)
-
-
-def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Row-major strides in elements."""
-    out, step = [], 1
-    for s in reversed(shape):
-        out.append(step)
-        step *= max(s, 1)
-    return tuple(reversed(out))
 
 
 def accumulator(d: DType) -> DType:
