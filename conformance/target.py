@@ -6,7 +6,6 @@ by the same cases as a chip.  Not here: which cases (cases.py), what is right (c
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -210,6 +209,7 @@ class DeviceTarget(Target):
         self.name = device if ":" in device else f"{device}:0"
         self.host = self.device.is_host
         self.capabilities = self.device.capabilities
+        self._on = dispatch.OperatorsOn(self.device)
         if why := dispatch.lacks_triton(self.device):  # hundreds of cases on the host would say nothing about the chip
             raise EnvironmentMissing(f"{self.name}: {why}")
         haian.set_fallback_policy("allow")  # counted and reported case by case below, so the warnings say nothing new
@@ -303,19 +303,8 @@ class DeviceTarget(Target):
         tensors = _map(on, inputs)
         args, kwargs = arguments(op, tensors, attrs)
         y = getattr(self._ops, op.name)(*args, **kwargs)
-        found = op.grad(_On(self._ops, self.device), on(dy), tensors, y, attrs)
+        found = op.grad(self._on, on(dy), tensors, y, attrs)
         return tuple(map(back, y if isinstance(y, tuple) else (y,))), tuple(map(back, found))
-
-
-class _On:
-    """The operators, with those that have no tensor to say where (full, arange) on one device."""
-
-    def __init__(self, ops: Any, device: Any) -> None:
-        self._ops, self._device = ops, device
-
-    def __getattr__(self, name: str) -> Callable:
-        fn = getattr(self._ops, name)
-        return fn if OPS[name].tensors else functools.partial(fn, device=self._device)
 
 
 def _flat(tensors: tuple) -> list:

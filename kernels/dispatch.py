@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ..hal.device import Device
     from ..hal.driver import Driver
 
-__all__ = ["Candidate", "candidates", "counters", "explain", "fallback_policy", "lacks_triton", "naming", "register_kernel", "set_fallback_policy", "set_num_threads"]
+__all__ = ["Candidate", "OperatorsOn", "candidates", "counters", "explain", "fallback_policy", "lacks_triton", "naming", "register_kernel", "set_fallback_policy", "set_num_threads"]
 
 _log = logging.getLogger("haian")
 _RULES = {"": 0, "same": 1, "broadcast": 2, "reduce": 3}  # RULE_* of py_op.c
@@ -625,7 +625,7 @@ class _Call:
         if self.out is not None:
             raise ArgumentError(f"{record.name}: out came, but how large the result is depends on the data; copy it into out")
         self._specs()  # refuses what the operator does not take
-        return self._as_caller(record.dynamic(_On(_device_of(self.inputs)), *self.inputs, **self.attrs))
+        return self._as_caller(record.dynamic(OperatorsOn(_device_of(self.inputs)), *self.inputs, **self.attrs))
 
     def run(self, resolver: Resolver) -> Any:
         native = resolver.native
@@ -758,7 +758,7 @@ def _may_overlap(a: Any, b: Any) -> bool:
     return alo < bhi and blo < ahi
 
 
-class _On:
+class OperatorsOn:
     """The operators; those without tensor inputs make their results on one device."""
 
     def __init__(self, device: Device) -> None:
